@@ -1,0 +1,1 @@
+"""Turns spans into aggregates and insight by region, tenant and time window."""

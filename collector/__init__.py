@@ -1,0 +1,1 @@
+"""Takes OTLP spans, makes them durable before it acknowledges them, and commits them to the lake."""

@@ -1,0 +1,1 @@
+"""Request bytes to Arrow spans: pure, columnar, one schema."""

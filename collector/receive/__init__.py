@@ -1,0 +1,1 @@
+"""Bytes in, status out: the OTLP servers. They know no columns."""

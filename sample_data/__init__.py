@@ -1,0 +1,1 @@
+"""Simulated and captured OTLP traffic."""
