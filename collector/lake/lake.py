@@ -1,0 +1,236 @@
+"""The open lake of one process: readers and transactions by intent; no raw connection leaves this package."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import polars as pl
+import pyarrow as pa
+
+from collector.errors import OperatorError, RetryableError
+from collector.lake import engine
+from collector.lake.location import Location
+from collector.lake.lock import exclusive
+from collector.lake.tables import SCHEMA_VERSION, Definition
+
+Parameters = Sequence[object] | Mapping[str, object]
+
+
+class Reader:
+    """Queries at one snapshot of the lake; made by `Lake.read`."""
+
+    def __init__(self, connection: duckdb.DuckDBPyConnection) -> None:
+        self._connection = connection
+
+    def arrow(self, sql: str, parameters: Parameters = ()) -> pa.Table:
+        """The result as an Arrow table. Raises duckdb.Error with the database's message."""
+        return self._connection.execute(sql, parameters).to_arrow_table()
+
+    def frame(self, sql: str, parameters: Parameters = ()) -> pl.DataFrame:
+        """The result as a polars frame. Raises duckdb.Error."""
+        frame = pl.from_arrow(self.arrow(sql, parameters))
+        assert isinstance(frame, pl.DataFrame)
+        return frame
+
+    def row(self, sql: str, parameters: Parameters = ()) -> tuple[Any, ...]:
+        """The first row. Raises LookupError where there is none, duckdb.Error from the database."""
+        row: tuple[Any, ...] | None = self._connection.execute(sql, parameters).fetchone()
+        if row is None:
+            raise LookupError(f"the query gave no row: {sql}")
+        return row
+
+    def rows(self, sql: str, parameters: Parameters = ()) -> list[tuple[Any, ...]]:
+        """All rows as tuples; for small results. Raises duckdb.Error."""
+        rows: list[tuple[Any, ...]] = self._connection.execute(sql, parameters).fetchall()
+        return rows
+
+    def snapshot_id(self) -> int:
+        """The newest snapshot that this reader sees."""
+        return int(self.row(f"SELECT max(snapshot_id) FROM {engine.CATALOG}.snapshots()")[0])
+
+    def position(self, job: str) -> int | None:
+        """How far `job` has come: the position of its last committed transaction, None before the first."""
+        position = self.row("SELECT max(position) FROM progress WHERE job = ?", [job])[0]
+        return None if position is None else int(position)
+
+
+class Transaction(Reader):
+    """One transaction on the catalog; made by `Lake.write`."""
+
+    def add_files(self, table: str, paths: Sequence[Path]) -> None:
+        """Register whole Parquet files (see `segments.write_segment`) as rows of `table`."""
+        for path in paths:
+            self._connection.execute(
+                "CALL ducklake_add_data_files(?, ?, ?)", [engine.CATALOG, table, str(path)]
+            )
+
+    def insert(self, table: str, rows: pa.Table | pa.RecordBatch) -> None:
+        """Insert rows; the columns of `rows` are matched by name."""
+        view = f"rows_{threading.get_ident()}"
+        self._connection.register(view, rows)
+        try:
+            self._connection.execute(f'INSERT INTO "{table}" BY NAME SELECT * FROM {view}')
+        finally:
+            self._connection.unregister(view)
+
+    def execute(self, sql: str, parameters: Parameters = ()) -> None:
+        """Run a statement for its effect."""
+        self._connection.execute(sql, parameters)
+
+    def advance(self, job: str, expected: int | None, position: int) -> None:
+        """Move `job` to `position` in this transaction.
+
+        Raises StaleProgressError where another process has moved it from `expected`: the work was done there.
+        """
+        found = self.position(job)
+        if found != expected:
+            raise StaleProgressError(f"{job} stands at {found}, not at {expected}: another process did this work")
+        self._connection.execute(
+            "INSERT INTO progress VALUES (?, ?, now()::TIMESTAMP)", [job, position]
+        )
+
+
+class StaleProgressError(RetryableError):
+    """Another process has done the same step of a job; nothing was committed here."""
+
+
+class Lake:
+    """A lake as one process has it open. Threads share it; each call takes a connection of its own."""
+
+    def __init__(
+        self,
+        location: Location,
+        *,
+        read_only: bool,
+        memory_bytes_max: int = 512 * 2**20,
+        threads: int = 2,
+    ) -> None:
+        """Attach. Raises OperatorError where there is no lake, or one of a newer schema."""
+        self.location = location
+        self.read_only = read_only
+        self._root = engine.connect(memory_bytes_max, threads)
+        if read_only:
+            location.require()
+            engine.attach(self._root, location, read_only=True)
+            self._check_version()
+        else:
+            with exclusive(location.commit_lock):
+                engine.attach(self._root, location, read_only=False)
+            self._check_version()
+
+    def close(self) -> None:
+        """Detach. Safe to call twice."""
+        self._root.close()
+
+    def __enter__(self) -> Lake:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @contextmanager
+    def read(self) -> Iterator[Reader]:
+        """A reader whose queries all see the same snapshot."""
+        connection = self._root.cursor()
+        try:
+            connection.execute(f"USE {engine.CATALOG}")
+            connection.execute("BEGIN")
+            yield Reader(connection)
+        finally:
+            connection.close()
+
+    @contextmanager
+    def write(self) -> Iterator[Transaction]:
+        """One transaction, alone among all processes: committed at the end, rolled back on an error.
+
+        Raises what the body raises, and duckdb.Error from the commit.
+        """
+        if self.read_only:
+            raise RuntimeError("this lake was opened read-only")
+        with exclusive(self.location.commit_lock):
+            connection = self._root.cursor()
+            try:
+                connection.execute(f"USE {engine.CATALOG}")
+                connection.execute("BEGIN")
+                yield Transaction(connection)
+                connection.execute("COMMIT")
+            finally:
+                connection.close()
+
+    @contextmanager
+    def maintenance(self) -> Iterator[duckdb.DuckDBPyConnection]:
+        """A connection for calls that bring their own transaction, under the commit lock. For this package."""
+        with exclusive(self.location.commit_lock):
+            connection = self._root.cursor()
+            try:
+                connection.execute(f"USE {engine.CATALOG}")
+                yield connection
+            finally:
+                connection.close()
+
+    def ensure(self, definitions: Sequence[Definition]) -> None:
+        """Create what of `definitions` is missing; stamp the schema version on a new lake."""
+        with self.read() as reader:
+            if not _missing(definitions, reader) and not _not_inlined(definitions, reader):
+                return
+        with self.write() as transaction:
+            for definition in _missing(definitions, transaction):
+                transaction.execute(definition.ddl())
+                if definition.name == "schema_version":
+                    transaction.execute("INSERT INTO schema_version VALUES (?, now()::TIMESTAMP)", [SCHEMA_VERSION])
+        # DuckLake takes options only of tables that are committed.
+        with self.write() as transaction:
+            for definition in _not_inlined(definitions, transaction):
+                transaction.execute(
+                    f"CALL {engine.CATALOG}.set_option('data_inlining_row_limit', ?, table_name => ?)",
+                    [definition.inline_rows_max, definition.name],
+                )
+
+    def _check_version(self) -> None:
+        with self.read() as reader:
+            present = {name for (name,) in reader.rows(_OBJECTS_SQL)}
+            if "schema_version" not in present:
+                return
+            version = reader.row("SELECT max(version) FROM schema_version")[0]
+        if version is not None and version > SCHEMA_VERSION:
+            raise OperatorError(
+                f"the lake at storage.data = {str(self.location.root)!r} has schema version {version}: expected at "
+                f"most {SCHEMA_VERSION}; it was written by a newer spanlake: upgrade this one"
+            )
+
+
+def _missing(definitions: Sequence[Definition], reader: Reader) -> list[Definition]:
+    present = {name for (name,) in reader.rows(_OBJECTS_SQL)}
+    return [d for d in definitions if d.name not in present]
+
+
+def _not_inlined(definitions: Sequence[Definition], reader: Reader) -> list[Definition]:
+    options = reader.rows(
+        f"SELECT scope_entry FROM {engine.CATALOG}.options() "
+        "WHERE option_name = 'data_inlining_row_limit' AND scope = 'TABLE'"
+    )
+    set_for = {entry.removeprefix("main.") for (entry,) in options}
+    return [d for d in definitions if d.inline_rows_max and d.name not in set_for]
+
+
+_OBJECTS_SQL = f"""
+SELECT table_name FROM duckdb_tables() WHERE database_name = '{engine.CATALOG}'
+UNION ALL SELECT view_name FROM duckdb_views() WHERE database_name = '{engine.CATALOG}'
+UNION ALL SELECT function_name FROM duckdb_functions() WHERE database_name = '{engine.CATALOG}'
+"""
+
+
+def wait_for_lake(location: Location, timeout_seconds: float) -> bool:
+    """Wait until a collector has made the lake; False where it did not within the time."""
+    deadline = time.monotonic() + timeout_seconds
+    while not location.exists():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.05)
+    return True

@@ -1,0 +1,1 @@
+CREATE OR REPLACE MACRO ago(span) AS (now()::TIMESTAMP - span::INTERVAL)
