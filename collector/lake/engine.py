@@ -57,7 +57,7 @@ def connect(memory_bytes_max: int, threads: int) -> duckdb.DuckDBPyConnection:
 def attach_sql(location: Location, read_only: bool) -> str:
     """The ATTACH statement of a lake, as any DuckDB of the same release takes it."""
     options = [
-        f"DATA_PATH {_literal(str(location.files))}",
+        f"DATA_PATH {literal(str(location.files))}",
         "OVERRIDE_DATA_PATH true",
         "META_JOURNAL_MODE 'WAL'",
         f"META_BUSY_TIMEOUT {BUSY_TIMEOUT_MS}",
@@ -65,7 +65,7 @@ def attach_sql(location: Location, read_only: bool) -> str:
     ]
     if read_only:
         options.append("READ_ONLY")
-    uri = _literal(f"ducklake:sqlite:{location.catalog}")
+    uri = literal(f"ducklake:sqlite:{location.catalog}")
     return f"ATTACH {uri} AS {CATALOG} ({', '.join(options)})"
 
 
@@ -81,5 +81,6 @@ def attach(connection: duckdb.DuckDBPyConnection, location: Location, read_only:
         ) from error
 
 
-def _literal(text: str) -> str:
+def literal(text: str) -> str:
+    """`text` as an SQL string, for statements that take no bound values."""
     return "'" + text.replace("'", "''") + "'"
