@@ -29,7 +29,10 @@ class CollectorConfig(Section):
         128 * 2**20, ge=2**20, description="bytes received and not yet spooled; beyond: retryable refusal"
     )
     unsealed_bytes_max: int = Field(
-        256 * 2**20, ge=2**20, description="bytes of decoded spans not yet sealed; beyond: retryable refusal"
+        192 * 2**20, ge=2**20, description="bytes of decoded spans kept for the seal; beyond: read back from the spool"
+    )
+    spool_bytes_max: int = Field(
+        8 * 2**30, ge=2**20, description="bytes in the spool, not yet in the lake; beyond: retryable refusal"
     )
     spool_group_bytes_max: int = Field(8 * 2**20, ge=2**16, description="bytes of requests spooled in one fsync")
     seal_interval_seconds: float = Field(1.0, gt=0, le=60, description="time between commits to the lake")
@@ -51,24 +54,37 @@ class MappingConfig(Section):
     service_version: tuple[str, ...] = ("resource:service.version",)
     service_instance_id: tuple[str, ...] = ("resource:service.instance.id",)
     environment: tuple[str, ...] = (
-        "resource:deployment.environment.name", "resource:deployment.environment",
+        "resource:deployment.environment.name",
+        "resource:deployment.environment",
     )
     region: tuple[str, ...] = ("cloud.region", "aws.region", "region")
     zone: tuple[str, ...] = ("cloud.availability_zone", "cloud.zone", "zone")
     host: tuple[str, ...] = ("resource:host.name", "resource:host.id", "resource:k8s.node.name")
     tenant: tuple[str, ...] = ("tenant.id", "tenant", "tenant_id", "tenant.name")
     operation: tuple[str, ...] = (
-        "db.operation.name", "db.operation", "messaging.operation.name", "messaging.operation",
-        "messaging.operation.type", "cache.operation", "rpc.method",
+        "db.operation.name",
+        "db.operation",
+        "messaging.operation.name",
+        "messaging.operation",
+        "messaging.operation.type",
+        "cache.operation",
+        "rpc.method",
     )
     destination: tuple[str, ...] = (
-        "messaging.destination.name", "messaging.destination", "cache.name", "db.collection.name",
-        "db.namespace", "db.name",
+        "messaging.destination.name",
+        "messaging.destination",
+        "cache.name",
+        "db.collection.name",
+        "db.namespace",
+        "db.name",
     )
     cache_hit: tuple[str, ...] = ("cache.hit", "cache_hit", "db.cache.hit")
     payload_bytes: tuple[str, ...] = (
-        "messaging.message.body.size", "messaging.message.payload_size_bytes", "cache.item.size",
-        "cache.value.size", "payload.bytes",
+        "messaging.message.body.size",
+        "messaging.message.payload_size_bytes",
+        "cache.item.size",
+        "cache.value.size",
+        "payload.bytes",
     )
     error_type: tuple[str, ...] = ("error.type", "exception.type")
     http_status: tuple[str, ...] = ("http.response.status_code", "http.status_code")

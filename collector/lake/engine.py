@@ -32,8 +32,7 @@ def extension_path(name: str) -> Path:
     path = Path(next(iter(module.__path__))) / "extensions" / release / f"{name}.duckdb_extension"
     if not path.exists():
         raise OperatorError(
-            f"the extension {name} has no build for DuckDB {release}; "
-            "install spanlake with its locked requirements"
+            f"the extension {name} has no build for DuckDB {release}; install spanlake with its locked requirements"
         )
     return path
 

@@ -34,9 +34,7 @@ class Reader:
 
     def frame(self, sql: str, parameters: Parameters = ()) -> pl.DataFrame:
         """The result as a polars frame. Raises duckdb.Error."""
-        frame = pl.from_arrow(self.arrow(sql, parameters))
-        assert isinstance(frame, pl.DataFrame)
-        return frame
+        return pl.DataFrame(self.arrow(sql, parameters))
 
     def row(self, sql: str, parameters: Parameters = ()) -> tuple[Any, ...]:
         """The first row. Raises LookupError where there is none, duckdb.Error from the database."""
@@ -66,9 +64,7 @@ class Transaction(Reader):
     def add_files(self, table: str, paths: Sequence[Path]) -> None:
         """Register whole Parquet files (see `segments.write_segment`) as rows of `table`."""
         for path in paths:
-            self._connection.execute(
-                "CALL ducklake_add_data_files(?, ?, ?)", [engine.CATALOG, table, str(path)]
-            )
+            self._connection.execute("CALL ducklake_add_data_files(?, ?, ?)", [engine.CATALOG, table, str(path)])
 
     def insert(self, table: str, rows: pa.Table | pa.RecordBatch) -> None:
         """Insert rows; the columns of `rows` are matched by name."""
@@ -91,9 +87,7 @@ class Transaction(Reader):
         found = self.position(job)
         if found != expected:
             raise StaleProgressError(f"{job} stands at {found}, not at {expected}: another process did this work")
-        self._connection.execute(
-            "INSERT INTO progress VALUES (?, ?, now()::TIMESTAMP)", [job, position]
-        )
+        self._connection.execute("INSERT INTO progress VALUES (?, ?, now()::TIMESTAMP)", [job, position])
 
 
 class StaleProgressError(RetryableError):

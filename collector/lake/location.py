@@ -42,6 +42,11 @@ class Location:
     def jobs_lock(self) -> Path:
         return self.root / "jobs.lock"
 
+    @property
+    def announcement(self) -> Path:
+        """Where the running collector says its endpoints, as JSON."""
+        return self.root / "collector.json"
+
     def exists(self) -> bool:
         return self.catalog.exists()
 

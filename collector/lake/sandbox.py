@@ -102,9 +102,7 @@ def run_user_sql(location: Location, config: QueryConfig, sql: str) -> Iterator[
             connection.close()
 
 
-def _lock_down(
-    connection: duckdb.DuckDBPyConnection, location: Location, spill: str, spill_bytes: int
-) -> None:
+def _lock_down(connection: duckdb.DuckDBPyConnection, location: Location, spill: str, spill_bytes: int) -> None:
     # Settings take no bound values.
     connection.execute(f"SET temp_directory = {engine.literal(spill)}")
     connection.execute(f"SET max_temp_directory_size = '{spill_bytes // 2**20}MiB'")
@@ -135,9 +133,7 @@ def _timed_out(config: QueryConfig) -> QueryError:
     )
 
 
-def _batches(
-    reader: pa.RecordBatchReader, expired: threading.Event, config: QueryConfig
-) -> Iterator[pa.RecordBatch]:
+def _batches(reader: pa.RecordBatchReader, expired: threading.Event, config: QueryConfig) -> Iterator[pa.RecordBatch]:
     """The batches. An interrupt that falls between two of them stops nothing: the time is looked at here too."""
     while True:
         with _database_errors(expired, config):
@@ -185,9 +181,7 @@ def _explained(sql: str) -> str:
     """What an EXPLAIN statement explains: the text after EXPLAIN [ANALYZE] [(options)]."""
     text = sql.encode()
     starts = [start for start, kind in duckdb.tokenize(sql) if kind != duckdb.token_type.comment]
-    words = [
-        text[start:end].strip().upper() for start, end in zip(starts, [*starts[1:], len(text)], strict=True)
-    ]
+    words = [text[start:end].strip().upper() for start, end in zip(starts, [*starts[1:], len(text)], strict=True)]
     skip = 2 if len(words) > 1 and words[1] == b"ANALYZE" else 1
     if len(words) > skip + 1 and words[skip] == b"(" and words[skip + 1] in (b"FORMAT", b"ANALYZE"):
         skip = words.index(b")", skip) + 1

@@ -1,0 +1,237 @@
+"""From received requests to the spool, in groups; and from there, decoded, to the sealer.
+
+    accept() -> waiting -> [decode thread: deduplicate, decode] -> [spool thread: one fsync] -> answer
+                                                                                     \\-> the sealer
+
+While one group is being decoded or written, the next requests gather: the busier the collector, the larger the
+groups, so the cost of a transaction is shared.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import queue
+import threading
+import time
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import pyarrow as pa
+
+from collector.config import CollectorConfig
+from collector.decode.decoder import Decoded, Decoder
+from collector.errors import InvalidRequestError, OverloadedError, RetryableError
+from collector.pipeline import Accepted, TraceRequest
+from collector.spool import Entry, Spool, digest_of
+
+log = logging.getLogger(__name__)
+
+GROUP_REQUESTS_MAX = 256
+_GROUPS_DECODED_AHEAD_MAX = 2
+
+
+@dataclass(frozen=True, slots=True)
+class SpooledGroup:
+    """Decoded spans whose requests are durable under the sequence numbers first_seq..last_seq."""
+
+    first_seq: int
+    last_seq: int
+    spans: pa.RecordBatch
+    resources: pa.RecordBatch
+
+
+class SpooledSink(Protocol):
+    """Takes what is durable, on its way to the lake."""
+
+    def offer(self, group: SpooledGroup) -> None:
+        """Take over a group; never blocks, never refuses (what it cannot keep, it reads from the spool)."""
+        ...
+
+
+Answer = Accepted | Exception
+
+
+@dataclass(slots=True)
+class _Waiting:
+    """A request and who waits for its answer: its sender, and senders of the same bytes meanwhile."""
+
+    request: TraceRequest
+    futures: list[asyncio.Future[Accepted]]
+    digest: bytes = b""
+
+
+@dataclass(slots=True)
+class _Group:
+    members: list[_Waiting]
+    decoded: Decoded
+
+    def answered(self) -> Iterator[tuple[_Waiting, Accepted]]:
+        return zip(self.members, self.decoded.answers, strict=True)
+
+
+class Ingest:
+    """The TraceSink of the servers: returns from `accept` once the request is durable in the spool."""
+
+    def __init__(self, config: CollectorConfig, decoder: Decoder, spool: Spool, sink: SpooledSink) -> None:
+        self._config = config
+        self._decoder = decoder
+        self._spool = spool
+        self._sink = sink
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._arrived = threading.Condition()
+        self._waiting: deque[_Waiting] = deque()
+        self._in_flight: dict[bytes, _Waiting] = {}
+        self._decoded: queue.Queue[_Group | None] = queue.Queue(_GROUPS_DECODED_AHEAD_MAX)
+        self._stopping = False
+        self._threads = [
+            threading.Thread(target=self._decode_forever, name="decode", daemon=True),
+            threading.Thread(target=self._spool_forever, name="spool", daemon=True),
+        ]
+
+    def start(self) -> None:
+        """Start the threads; call it in the event loop that will call `accept`."""
+        self._loop = asyncio.get_running_loop()
+        for thread in self._threads:
+            thread.start()
+
+    def stop(self) -> None:
+        """Finish every accepted request, then stop the threads. Call it from outside of the event loop."""
+        with self._arrived:
+            self._stopping = True
+            self._arrived.notify()
+        for thread in self._threads:
+            if thread.ident is not None:
+                thread.join()
+
+    async def accept(self, request: TraceRequest) -> Accepted:
+        """See TraceSink. An empty request holds nothing to store and is answered at once."""
+        if not request.payload:
+            return Accepted()
+        if self._spool.payload_bytes >= self._config.spool_bytes_max:
+            raise OverloadedError(
+                f"the spool holds {self._spool.payload_bytes} bytes that are not in the lake yet, the limit "
+                f"collector.spool_bytes_max = {self._config.spool_bytes_max} is reached; try again later"
+            )
+        future: asyncio.Future[Accepted] = asyncio.get_running_loop().create_future()
+        with self._arrived:
+            if self._stopping:
+                raise RetryableError("the collector is stopping; send the request again")
+            self._waiting.append(_Waiting(request, [future]))
+            self._arrived.notify()
+        return await future
+
+    # The decode thread.
+
+    def _decode_forever(self) -> None:
+        while (members := self._next_members()) is not None:
+            try:
+                fresh = self._deduplicate(members)
+                for group in self._decode(fresh):
+                    self._decoded.put(group)
+            except Exception as error:
+                log.exception("a group of %d requests was refused", len(members))
+                self._answer((m, _retryable(error)) for m in members)
+        self._decoded.put(None)
+
+    def _next_members(self) -> list[_Waiting] | None:
+        with self._arrived:
+            self._arrived.wait_for(lambda: self._waiting or self._stopping)
+            if not self._waiting:
+                return None
+            members: list[_Waiting] = []
+            size = 0
+            while self._waiting and len(members) < GROUP_REQUESTS_MAX:
+                size += len(self._waiting[0].request.payload)
+                if members and size > self._config.spool_group_bytes_max:
+                    break
+                members.append(self._waiting.popleft())
+            return members
+
+    def _deduplicate(self, members: Sequence[_Waiting]) -> list[_Waiting]:
+        """Those that are new; a repetition waits for its original, or gets the answer that this one got."""
+        for member in members:
+            member.digest = digest_of(member.request)
+        candidates: list[_Waiting] = []
+        with self._arrived:
+            for member in members:
+                original = self._in_flight.setdefault(member.digest, member)
+                if original is member:
+                    candidates.append(member)
+                else:
+                    original.futures.extend(member.futures)
+        known = self._spool.recall(member.digest for member in candidates)
+        if known:
+            self._answer((m, known[m.digest]) for m in candidates if m.digest in known)
+        return [m for m in candidates if m.digest not in known]
+
+    def _decode(self, members: list[_Waiting]) -> list[_Group]:
+        """One group where all decode together; else one group for each that decodes alone."""
+        if not members:
+            return []
+        try:
+            return [_Group(members, self._decoder.decode([m.request for m in members]))]
+        except Exception as error:
+            if len(members) == 1:
+                if not isinstance(error, InvalidRequestError):
+                    log.exception("a request of %d bytes was refused", len(members[0].request.payload))
+                    error = _retryable(error)
+                self._answer([(members[0], error)])
+                return []
+            return [group for member in members for group in self._decode([member])]
+
+    # The spool thread.
+
+    def _spool_forever(self) -> None:
+        while (group := self._decoded.get()) is not None:
+            groups = [group]
+            while not self._decoded.empty():
+                following = self._decoded.get()
+                if following is None:
+                    self._decoded.put(None)
+                    break
+                groups.append(following)
+            self._store(groups)
+
+    def _store(self, groups: list[_Group]) -> None:
+        entries = [
+            Entry(member.digest, member.request, answer) for group in groups for member, answer in group.answered()
+        ]
+        try:
+            last = self._spool.append(entries, time.time_ns())
+        except Exception as error:
+            log.exception("the spool did not take %d requests", len(entries))
+            self._answer((m, _retryable(error)) for group in groups for m in group.members)
+            return
+        self._answer(pair for group in groups for pair in group.answered())
+        seq = last - len(entries)
+        for group in groups:
+            first, seq = seq + 1, seq + len(group.members)
+            self._sink.offer(SpooledGroup(first, seq, group.decoded.spans, group.decoded.resources))
+
+    def _answer(self, answers: Iterable[tuple[_Waiting, Answer]]) -> None:
+        """Answer everybody who waits for these requests, and forget that they are in flight."""
+        settled: list[tuple[asyncio.Future[Accepted], Answer]] = []
+        with self._arrived:
+            for member, answer in answers:
+                if self._in_flight.get(member.digest) is member:
+                    del self._in_flight[member.digest]
+                settled.extend((future, answer) for future in member.futures)
+        if self._loop is not None and settled:
+            self._loop.call_soon_threadsafe(_settle, settled)
+
+
+def _settle(settled: Sequence[tuple[asyncio.Future[Accepted], Answer]]) -> None:
+    for future, answer in settled:
+        if future.done():
+            continue
+        if isinstance(answer, Accepted):
+            future.set_result(answer)
+        else:
+            future.set_exception(answer)
+
+
+def _retryable(error: Exception) -> RetryableError:
+    return RetryableError(f"the request could not be stored ({error}); send it again")

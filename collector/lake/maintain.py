@@ -1,0 +1,158 @@
+"""Keeps the lake's files few and its folder clean, in bites short enough that a commit never waits long.
+
+A merge holds the commit lock while it rewrites, so each rewrites at most `BITE_BYTES_MAX`. Files rise through size
+tiers, each tier merged once it has enough files, so a span is rewritten once or twice and never again.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from collector.lake import engine
+from collector.lake.lake import Lake
+from collector.lake.segments import TEMPORARY_SUFFIX
+
+log = logging.getLogger(__name__)
+
+BITE_BYTES_MAX = 24 * 2**20
+BITE_FILES_MAX = 64
+TIER_BYTES: tuple[tuple[int, int], ...] = ((0, 3 * 2**20), (3 * 2**20, 24 * 2**20))
+TIER_FILES = 8
+FILES_GRACE_SECONDS = 600.0
+# DuckLake 1.0 compares this age with a SQLite catalog as text, which ranks all times of one date alike: with two
+# days it never forgets a file that is younger than one.
+FORGET_FILES_SECONDS = 2 * 86_400.0
+ORPHAN_GRACE_SECONDS = 3600.0
+SNAPSHOTS_KEPT_SECONDS = 3600.0
+
+_METADATA = f"__ducklake_metadata_{engine.CATALOG}"
+_LIVE_FILES_SQL = f"""
+SELECT f.file_size_bytes
+FROM {_METADATA}.ducklake_data_file f JOIN {_METADATA}.ducklake_table t USING (table_id)
+WHERE f.end_snapshot IS NULL AND t.end_snapshot IS NULL AND t.table_name = ?
+ORDER BY f.data_file_id
+"""
+_REPLACED_FILES_SQL = f"""
+SELECT path FROM {_METADATA}.ducklake_files_scheduled_for_deletion
+WHERE path_is_relative AND epoch(schedule_start::TIMESTAMPTZ) < ?
+"""
+_KNOWN_FILES_SQL = f"""
+SELECT parse_filename(path) FROM {_METADATA}.ducklake_data_file
+UNION ALL SELECT parse_filename(path) FROM {_METADATA}.ducklake_delete_file
+UNION ALL SELECT parse_filename(path) FROM {_METADATA}.ducklake_files_scheduled_for_deletion
+"""
+
+
+@dataclass(frozen=True)
+class Bite:
+    """A merge: at most `files` files of sizes in [bytes_min, bytes_max)."""
+
+    files: int
+    bytes_min: int
+    bytes_max: int
+
+
+def configure(lake: Lake) -> None:
+    """Set how DuckLake writes merged files; kept in the catalog."""
+    options = {"parquet_compression": "zstd", "parquet_compression_level": "3", "target_file_size": "32MB"}
+    with lake.read() as reader:
+        present = dict(reader.rows(f"SELECT option_name, value FROM {engine.CATALOG}.options() WHERE scope = 'GLOBAL'"))
+    if all(name in present for name in options):
+        return
+    with lake.write() as transaction:
+        for name, value in options.items():
+            transaction.execute(f"CALL {engine.CATALOG}.set_option(?, ?)", [name, value])
+
+
+def plan(sizes: Sequence[int]) -> Bite | None:
+    """The next merge for files of these sizes in bytes, oldest first; None where none is due. Pure."""
+    for bytes_min, bytes_max in TIER_BYTES:
+        tier = [size for size in sizes if bytes_min <= size < bytes_max]
+        if len(tier) < TIER_FILES:
+            continue
+        files = total = 0
+        for size in tier[:BITE_FILES_MAX]:
+            if files >= 2 and total + size > BITE_BYTES_MAX:
+                break
+            files, total = files + 1, total + size
+        return Bite(files, bytes_min, bytes_max)
+    return None
+
+
+def merge_once(lake: Lake, table: str) -> int:
+    """Do the next due merge of `table`; return how many files went in, 0 where none was due."""
+    with lake.read() as reader:
+        bite = plan([size for (size,) in reader.rows(_LIVE_FILES_SQL, [table])])
+    if bite is None:
+        return 0
+    with lake.maintenance() as connection:
+        merged = connection.execute(
+            "CALL ducklake_merge_adjacent_files("
+            "?, ?, max_compacted_files => ?, min_file_size => ?, max_file_size => ?)",
+            [engine.CATALOG, table, bite.files, bite.bytes_min, bite.bytes_max],
+        ).fetchall()
+    return sum(int(row[2]) for row in merged)
+
+
+def clean(lake: Lake, now: float | None = None) -> int:
+    """Expire old snapshots that no job still needs; delete replaced files and orphans after their grace.
+
+    Returns the number of orphan files that were removed. `now` is a Unix time in seconds.
+    """
+    now = time.time() if now is None else now
+    _expire_snapshots(lake, now)
+    with lake.read() as reader:
+        replaced = reader.rows(_REPLACED_FILES_SQL, [now - FILES_GRACE_SECONDS])
+    for (path,) in replaced:
+        (lake.location.files / path).unlink(missing_ok=True)
+    with lake.maintenance() as connection:
+        connection.execute(
+            "CALL ducklake_cleanup_old_files(?, older_than => to_timestamp(?))",
+            [engine.CATALOG, now - FORGET_FILES_SECONDS],
+        )
+    return _remove_orphans(lake, now)
+
+
+def _expire_snapshots(lake: Lake, now: float) -> None:
+    """Jobs note the snapshot they have come to; what lies behind it is theirs to read."""
+    with lake.read() as reader:
+        read_upto = reader.row(
+            "SELECT min(position) FROM (SELECT job, max(position) AS position FROM progress "
+            "WHERE job NOT LIKE 'spool/%' GROUP BY job)"
+        )[0]
+        if read_upto is None:
+            return
+        versions = [
+            snapshot_id
+            for (snapshot_id,) in reader.rows(
+                f"SELECT snapshot_id FROM {engine.CATALOG}.snapshots() "
+                "WHERE snapshot_time < to_timestamp(?) AND snapshot_id < ? ORDER BY snapshot_id",
+                [now - SNAPSHOTS_KEPT_SECONDS, read_upto],
+            )
+        ]
+    if versions:
+        with lake.maintenance() as connection:
+            connection.execute(
+                "CALL ducklake_expire_snapshots(?, versions => ?::UBIGINT[])", [engine.CATALOG, versions]
+            )
+
+
+def _remove_orphans(lake: Lake, now: float) -> int:
+    """Remove files that a killed process left: old, and unknown to the catalog."""
+    candidates = [
+        path
+        for path in lake.location.files.rglob("*")
+        if path.suffix in {".parquet", TEMPORARY_SUFFIX} and path.stat().st_mtime < now - ORPHAN_GRACE_SECONDS
+    ]
+    if not candidates:
+        return 0
+    with lake.read() as reader:
+        known = {name for (name,) in reader.rows(_KNOWN_FILES_SQL)}
+    orphans = [path for path in candidates if path.name not in known]
+    for path in orphans:
+        path.unlink(missing_ok=True)
+        log.info("removed %s: no snapshot refers to it", path.name)
+    return len(orphans)

@@ -1,0 +1,212 @@
+"""From the spool into the lake, exactly once: one Parquet segment and one transaction a seal.
+
+The transaction registers the segment, adds resources not seen before, and moves the spool's mark in `progress`.
+Whatever is killed when, the mark says what is in the lake: a seal goes on behind it, and only then is the spool
+trimmed. Groups come decoded from memory; what is missing there (after a restart, or when memory was full) is
+read back from the spool and decoded anew. Both are the same path.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Sequence
+from pathlib import Path
+
+import pyarrow as pa
+
+from collector.config import CollectorConfig
+from collector.decode.decoder import Decoder
+from collector.errors import InvalidRequestError
+from collector.ingest import SpooledGroup
+from collector.lake.lake import Lake
+from collector.lake.segments import write_segment
+from collector.resources import SeenResources
+from collector.spool import Spool
+
+log = logging.getLogger(__name__)
+
+_RETRY_SECONDS_MAX = 10.0
+_PROGRESS_ROWS_MAX = 500
+
+
+def job_name(spool_id: str) -> str:
+    """The name in `progress` under which a spool's position in the lake stands."""
+    return f"spool/{spool_id}"
+
+
+class Sealer:
+    """Seals what is offered, about once an interval, in a thread of its own. Implements SpooledSink."""
+
+    def __init__(self, config: CollectorConfig, decoder: Decoder, spool: Spool, lake: Lake) -> None:
+        self._config = config
+        self._decoder = decoder
+        self._spool = spool
+        self._lake = lake
+        self._job = job_name(spool.spool_id)
+        self._folder = lake.location.files / "main" / "spans"
+        self._resources = SeenResources()
+        self._changed = threading.Condition()
+        self._kept: deque[SpooledGroup] = deque()
+        self._kept_bytes = 0
+        self._kept_spans = 0
+        self._offered_seq = spool.last_seq
+        self._stopping = False
+        self._failures = 0
+        self._seals = 0
+        with lake.read() as reader:
+            self._mark = reader.position(self._job)
+        spool.start_after(self._mark or 0)
+        self._offered_seq = spool.last_seq
+        self._thread = threading.Thread(target=self._seal_forever, name="seal", daemon=True)
+
+    def start(self) -> None:
+        """Start sealing, at first what a former process left in the spool."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Seal everything that was offered and stop; gives up after `stop_timeout_seconds` of failures."""
+        with self._changed:
+            self._stopping = True
+            self._changed.notify()
+        if self._thread.ident is not None:
+            self._thread.join()
+
+    def offer(self, group: SpooledGroup) -> None:
+        """Take over a group. Beyond `unsealed_bytes_max` only its number is kept: it is read back later."""
+        with self._changed:
+            self._offered_seq = group.last_seq
+            if self._kept_bytes + group.spans.nbytes <= self._config.unsealed_bytes_max:
+                self._kept.append(group)
+                self._kept_bytes += group.spans.nbytes
+                self._kept_spans += group.spans.num_rows
+            if self._kept_spans >= self._config.seal_spans_max:
+                self._changed.notify()
+
+    @property
+    def unsealed_requests(self) -> int:
+        """Requests that are durable in the spool and not yet in the lake."""
+        return self._offered_seq - (self._mark or 0)
+
+    @property
+    def consecutive_failures(self) -> int:
+        """Seals that failed since the last one that succeeded."""
+        return self._failures
+
+    # The seal thread.
+
+    def _seal_forever(self) -> None:
+        due = time.monotonic()
+        while True:
+            with self._changed:
+                self._changed.wait_for(self._is_due, max(0.0, due - time.monotonic()))
+                stopping = self._stopping
+            due = time.monotonic() + self._config.seal_interval_seconds
+            try:
+                self._seal_all()
+            except Exception:
+                self._failures += 1
+                log.exception("a seal failed (%d in a row); the spans stay in the spool", self._failures)
+                self._after_failure()
+                if stopping:
+                    break
+                due = time.monotonic() + min(_RETRY_SECONDS_MAX, 0.1 * 2**self._failures)
+            else:
+                self._failures = 0
+            if stopping and self._offered_seq <= (self._mark or 0):
+                break
+
+    def _is_due(self) -> bool:
+        return self._stopping or (not self._failures and self._kept_spans >= self._config.seal_spans_max)
+
+    def _seal_all(self) -> None:
+        while (groups := self._next_groups()) is not None:
+            self._seal(groups)
+
+    def _next_groups(self) -> list[SpooledGroup] | None:
+        """The groups that follow the mark without a gap, at most about a segment; None where none waits."""
+        following = (self._mark or 0) + 1
+        groups: list[SpooledGroup] = []
+        spans = 0
+        with self._changed:
+            while self._kept and self._kept[0].last_seq < following:
+                self._drop_oldest()
+            upto = self._kept[0].first_seq - 1 if self._kept else self._offered_seq
+            while self._kept and self._kept[0].first_seq == following and spans < self._config.seal_spans_max:
+                group = self._drop_oldest()
+                groups.append(group)
+                following = group.last_seq + 1
+                spans += group.spans.num_rows
+        if groups:
+            return groups
+        return None if upto < following else self._read_back(following - 1, upto)
+
+    def _drop_oldest(self) -> SpooledGroup:
+        group = self._kept.popleft()
+        self._kept_bytes -= group.spans.nbytes
+        self._kept_spans -= group.spans.num_rows
+        return group
+
+    def _read_back(self, after: int, upto: int) -> list[SpooledGroup]:
+        """Decode the requests behind `after` anew; those that no longer decode are put aside."""
+        pending = self._spool.pending(after, upto, self._config.spool_group_bytes_max)
+        last = pending[-1][0] if pending else upto
+        requests = [request for _, request in pending]
+        try:
+            decoded = self._decoder.decode(requests)
+            return [SpooledGroup(after + 1, last, decoded.spans, decoded.resources)]
+        except InvalidRequestError:
+            groups = []
+            for seq, request in pending:
+                try:
+                    decoded = self._decoder.decode([request])
+                    groups.append(SpooledGroup(seq, seq, decoded.spans, decoded.resources))
+                except InvalidRequestError as error:
+                    log.warning("request %d of the spool does not decode and is put aside: %s", seq, error)
+                    self._spool.quarantine(seq, str(error))
+            empty = self._decoder.decode([])
+            return groups or [SpooledGroup(after + 1, last, empty.spans, empty.resources)]
+
+    def _seal(self, groups: Sequence[SpooledGroup]) -> None:
+        last = groups[-1].last_seq
+        spans = pa.Table.from_batches([group.spans for group in groups])
+        segment = write_segment(spans.unify_dictionaries(), self._folder) if spans.num_rows else None
+        try:
+            self._commit(segment, self._resources.unseen(groups), last)
+        except BaseException:
+            if segment is not None and not self._is_committed(last):
+                segment.unlink(missing_ok=True)
+            raise
+        self._mark = last
+        self._spool.trim(last)
+
+    def _commit(self, segment: Path | None, resources: pa.Table, last: int) -> None:
+        with self._lake.write() as transaction:
+            if segment is not None:
+                transaction.add_files("spans", [segment])
+            if resources.num_rows:
+                self._resources.insert(transaction, resources)
+            transaction.advance(self._job, expected=self._mark, position=last)
+            self._seals += 1
+            if self._seals % _PROGRESS_ROWS_MAX == 0:
+                transaction.execute("DELETE FROM progress WHERE job = ? AND position < ?", [self._job, last])
+        self._resources.remember(resources)
+
+    def _is_committed(self, last: int) -> bool:
+        """Whether the lake has the mark; where it cannot tell, yes: a file is never deleted on a doubt."""
+        try:
+            with self._lake.read() as reader:
+                return (reader.position(self._job) or 0) >= last
+        except Exception:
+            log.exception("the lake does not tell its position")
+            return True
+
+    def _after_failure(self) -> None:
+        """Go on behind what the lake has: a commit that failed may still have come through."""
+        try:
+            with self._lake.read() as reader:
+                self._mark = reader.position(self._job)
+        except Exception:
+            log.exception("the lake does not tell its position")

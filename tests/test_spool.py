@@ -1,0 +1,129 @@
+"""The spool on a real SQLite file: order, durability across reopening, deduplication and its window."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from collector.pipeline import Accepted, TraceRequest
+from collector.spool import Entry, Spool, digest_of
+
+SECOND_NS = 1_000_000_000
+
+
+def entry(payload: bytes, tenant: str | None = None, answer: Accepted | None = None) -> Entry:
+    request = TraceRequest(payload, received_at_ns=5, tenant=tenant)
+    return Entry(digest_of(request), request, answer or Accepted())
+
+
+def pending(spool: Spool, after: int = 0) -> list[tuple[int, bytes]]:
+    return [(seq, request.payload) for seq, request in spool.pending(after, spool.last_seq, 2**30)]
+
+
+def test_requests_come_back_in_order_after_reopening(tmp_path: Path) -> None:
+    spool = Spool(tmp_path, 3600)
+    assert spool.append([entry(b"a"), entry(b"b", "acme")], 0) == 2
+    assert spool.append([entry(b"c")], 0) == 3
+    identity = spool.spool_id
+    spool.close()
+
+    again = Spool(tmp_path, 3600)
+    assert again.spool_id == identity
+    assert again.last_seq == 3
+    assert again.payload_bytes == 3
+    assert pending(again) == [(1, b"a"), (2, b"b"), (3, b"c")]
+    assert [r.tenant for _, r in again.pending(0, 3, 2**30)] == [None, "acme", None]
+
+
+def test_pending_is_cut_by_bytes_and_bounds(tmp_path: Path) -> None:
+    spool = Spool(tmp_path, 3600)
+    spool.append([entry(bytes([i]) * 10) for i in range(6)], 0)
+    assert [seq for seq, _ in spool.pending(1, 5, 25)] == [2, 3, 4]
+    assert [seq for seq, _ in spool.pending(1, 3, 10_000)] == [2, 3]
+
+
+def test_trimmed_requests_are_gone_and_their_numbers_never_come_again(tmp_path: Path) -> None:
+    spool = Spool(tmp_path, 3600)
+    spool.append([entry(b"a"), entry(b"b")], 0)
+    spool.trim(2)
+    assert pending(spool) == []
+    assert spool.payload_bytes == 0
+    spool.close()
+
+    again = Spool(tmp_path, 3600)
+    again.start_after(2)
+    assert again.append([entry(b"c")], 0) == 3
+
+
+def test_a_digest_is_recalled_with_its_answer_after_trim_and_reopening(tmp_path: Path) -> None:
+    spool = Spool(tmp_path, 3600)
+    first = entry(b"a", answer=Accepted(2, "2 spans rejected"))
+    spool.append([first], 0)
+    spool.trim(1)
+    spool.close()
+    again = Spool(tmp_path, 3600)
+    assert again.recall([first.digest, entry(b"other").digest]) == {first.digest: Accepted(2, "2 spans rejected")}
+
+
+@given(st.binary(max_size=40), st.sampled_from([None, "", "a", "b"]), st.sampled_from([None, "", "a", "b"]))
+@settings(deadline=None)
+def test_a_digest_names_payload_and_tenant(payload: bytes, one: str | None, other: str | None) -> None:
+    same = digest_of(TraceRequest(payload, 1, one)) == digest_of(TraceRequest(payload, 2, other))
+    assert same == (one == other)
+
+
+@pytest.mark.parametrize(("age_seconds", "known"), [(0, True), (99, True), (100, True), (199, True), (201, False)])
+def test_the_window_holds_for_one_length_and_ends_before_two(tmp_path: Path, age_seconds: int, known: bool) -> None:
+    spool = Spool(tmp_path, dedup_window_seconds=100)
+    start = 1_000 * SECOND_NS
+    first = entry(b"first")
+    spool.append([first], start)
+    for second in (100, 200):
+        if second <= age_seconds:
+            spool.append([entry(b"at %d" % second)], start + second * SECOND_NS)
+    assert (first.digest in spool.recall([first.digest])) == known
+
+
+def test_a_failed_append_stores_nothing_and_the_next_one_works(tmp_path: Path) -> None:
+    spool = Spool(tmp_path, 3600)
+    broken = Entry(b"d", TraceRequest(object(), 1, None), Accepted())  # type: ignore[arg-type]
+    with pytest.raises(sqlite3.Error):
+        spool.append([entry(b"a"), broken], 0)
+    assert pending(spool) == []
+    assert spool.recall([entry(b"a").digest]) == {}
+    assert spool.append([entry(b"b")], 0) == 1
+
+
+def test_quarantined_requests_leave_the_queue_and_stay_on_disk(tmp_path: Path) -> None:
+    spool = Spool(tmp_path, 3600)
+    spool.append([entry(b"a"), entry(b"b")], 0)
+    spool.quarantine(1, "does not decode")
+    assert pending(spool) == [(2, b"b")]
+    assert spool.quarantined() == [(1, "does not decode")]
+
+
+def test_what_was_appended_survives_a_kill(tmp_path: Path) -> None:
+    program = """
+import os, sys, signal
+from pathlib import Path
+from collector.pipeline import Accepted, TraceRequest
+from collector.spool import Entry, Spool, digest_of
+spool = Spool(Path(sys.argv[1]), 3600)
+for i in range(7):
+    request = TraceRequest(b"%d" % i, i)
+    print(spool.append([Entry(digest_of(request), request, Accepted())], 0), flush=True)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+    done = subprocess.run([sys.executable, "-c", program, str(tmp_path)], stdout=subprocess.PIPE, check=False)
+    assert done.returncode == -9
+    acknowledged = [int(line) for line in done.stdout.split()]
+    assert acknowledged == [1, 2, 3, 4, 5, 6, 7]
+    assert [seq for seq, _ in pending(Spool(tmp_path, 3600))] == acknowledged
+    assert os.listdir(tmp_path)
