@@ -1,0 +1,118 @@
+"""OTLP over gRPC: raw request bytes in, raw response bytes out.
+
+gRPC itself keeps the contract for sizes and encodings: identity, gzip and deflate are read, a message over
+`collector.request_bytes_max` before or after decompression is RESOURCE_EXHAUSTED, an unknown encoding is
+UNIMPLEMENTED.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from typing import NoReturn, Protocol
+
+import grpc
+from grpc import aio
+
+from collector.config import CollectorConfig
+from collector.receive.address import cannot_listen, host_and_port
+from collector.receive.intake import TENANT_HEADER, Intake, response, tenant_of
+from collector.receive.status import refusal
+
+_PREFIX = "/opentelemetry.proto.collector."
+_STREAMS_PER_CONNECTION_MAX = 1024
+
+
+class _Context(Protocol):
+    """What is used of grpc.aio.ServicerContext."""
+
+    def invocation_metadata(self) -> Sequence[tuple[str, str | bytes]] | None: ...
+
+    async def abort(
+        self, code: grpc.StatusCode, details: str, trailing_metadata: Sequence[tuple[str, bytes]]
+    ) -> NoReturn: ...
+
+
+_Unary = Callable[[bytes, _Context], Awaitable[bytes]]
+
+
+class GrpcServer:
+    """The three OTLP services on one port."""
+
+    def __init__(self, config: CollectorConfig, intake: Intake) -> None:
+        self._config = config
+        self._intake = intake
+        self._server: aio.Server | None = None
+
+    async def start(self) -> int:
+        """Listen on `collector.grpc`; the port. Raises OperatorError where that is not possible."""
+        host_and_port("collector.grpc", self._config.grpc)
+        server = aio.server(options=_options(self._config))
+        server.add_generic_rpc_handlers((_Services(self._intake),))
+        try:
+            port = server.add_insecure_port(self._config.grpc)
+        except RuntimeError as error:
+            raise cannot_listen("collector.grpc", self._config.grpc, error) from error
+        await server.start()
+        self._server = server
+        return int(port)
+
+    async def stop(self, grace_seconds: float) -> None:
+        """Refuse new requests, answer those that arrived; after the grace clients are told to try again."""
+        if self._server is not None:
+            await self._server.stop(grace_seconds)
+            self._server = None
+
+
+class _Services(grpc.GenericRpcHandler):  # type: ignore[misc]  # grpc is untyped
+    """Picks the method by its full name; anything else is UNIMPLEMENTED."""
+
+    def __init__(self, intake: Intake) -> None:
+        self._intake = intake
+        methods: dict[str, _Unary] = {
+            "trace.v1.TraceService/Export": self._export_traces,
+            "metrics.v1.MetricsService/Export": self._drop("metrics"),
+            "logs.v1.LogsService/Export": self._drop("logs"),
+        }
+        self._methods = {
+            _PREFIX + name: grpc.unary_unary_rpc_method_handler(method) for name, method in methods.items()
+        }
+
+    def service(self, handler_call_details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler | None:
+        return self._methods.get(handler_call_details.method)
+
+    async def _export_traces(self, payload: bytes, context: _Context) -> bytes:
+        try:
+            metadata = context.invocation_metadata() or ()
+            tenant = tenant_of(value for key, value in metadata if key == TENANT_HEADER)
+            with self._intake.admission.ticket() as ticket:
+                ticket.hold(len(payload))
+                accepted = await self._intake.deliver(payload, tenant, ticket)
+            return bytes(response(accepted).SerializeToString())
+        except asyncio.CancelledError:
+            raise
+        except Exception as error:  # noqa: BLE001 - an escaped exception is UNKNOWN, on which clients drop data
+            told = refusal(error)
+        await context.abort(told.grpc_code, told.message, told.trailing_metadata())
+
+    def _drop(self, signal: str) -> _Unary:
+        async def export(_payload: bytes, _context: _Context) -> bytes:
+            self._intake.note_unstored(signal)
+            return b""
+
+        return export
+
+
+def _options(config: CollectorConfig) -> list[tuple[str, int]]:
+    return [
+        ("grpc.max_receive_message_length", config.request_bytes_max),
+        ("grpc.max_concurrent_streams", _STREAMS_PER_CONNECTION_MAX),
+        ("grpc.so_reuseport", 0),  # else a second collector would share the port unnoticed
+        # exporters behind proxies ping every 10 s, also while idle: never answer with too_many_pings
+        ("grpc.keepalive_permit_without_calls", 1),
+        ("grpc.http2.min_recv_ping_interval_without_data_ms", 5_000),
+        ("grpc.http2.max_ping_strikes", 0),
+        # find peers that vanished without a word
+        ("grpc.keepalive_time_ms", 60_000),
+        ("grpc.keepalive_timeout_ms", 20_000),
+    ]

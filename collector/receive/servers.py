@@ -1,0 +1,51 @@
+"""Both OTLP servers, started and stopped together, in the caller's event loop (uvloop is the faster one)."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+
+from collector.config import CollectorConfig
+from collector.pipeline import TraceSink
+from collector.receive.grpc_server import GrpcServer
+from collector.receive.http_transport import HttpServer
+from collector.receive.intake import Intake
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoints:
+    """Where the servers listen, as HOST:PORT, the port being the real one where 0 was configured."""
+
+    grpc: str
+    http: str
+
+
+class Servers:
+    """OTLP/gRPC and OTLP/HTTP in front of one sink, within the bounds of one configuration."""
+
+    def __init__(self, config: CollectorConfig, sink: TraceSink) -> None:
+        self._config = config
+        self._intake = Intake(config, sink)
+        self._grpc = GrpcServer(config, self._intake)
+        self._http = HttpServer(config, self._intake)
+
+    async def start(self) -> Endpoints:
+        """Listen. Raises OperatorError, and listens nowhere, where one of the addresses cannot be used."""
+        http_port = await self._http.start()
+        try:
+            grpc_port = await self._grpc.start()
+        except BaseException:
+            await self._http.stop(1.0)
+            raise
+        return Endpoints(_with_port(self._config.grpc, grpc_port), _with_port(self._config.http, http_port))
+
+    async def stop(self, grace_seconds: float) -> None:
+        """Take no more requests (a client is told to try again, or finds the port closed), answer those that
+        arrived, then close. Those not answered after the grace are told to try again. Safe to call twice.
+        """
+        self._intake.admission.close()
+        await asyncio.gather(self._grpc.stop(grace_seconds), self._http.stop(grace_seconds))
+
+
+def _with_port(address: str, port: int) -> str:
+    return f"{address.rpartition(':')[0]}:{port}"
