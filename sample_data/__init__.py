@@ -1,1 +1,1 @@
-"""Simulated and captured OTLP traffic."""
+"""Simulated and captured OTLP traffic of a multi-tenant, multi-region platform of caches and topics."""

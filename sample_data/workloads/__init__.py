@@ -1,0 +1,1 @@
+"""Small applications whose traffic `sample_data.capture` records."""
