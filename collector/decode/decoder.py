@@ -4,11 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
 from collector.config import MappingConfig
+from collector.decode import semantics
+from collector.decode.attributes import Extra, decode_attributes
+from collector.decode.events import decode_events, decode_links, null_where_empty, with_nulls
+from collector.decode.identifiers import SPAN_ID_BYTES, acceptable, blank, explain_rejections, hex_texts
+from collector.decode.labels import Labels
+from collector.decode.origins import Coded, Origins, Resource, Scope, make_resource, make_scope
+from collector.decode.promotion import Promotion
+from collector.decode.sampling import sample_weights
+from collector.decode.semantics import Mapping
+from collector.decode.wire import Int32s, WireSpans, fixed, offsets, parse_requests, text
 from collector.pipeline import Accepted, TraceRequest
+from collector.spans import RESOURCE_SCHEMA, SPAN_SCHEMA
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,7 +30,7 @@ class Decoded:
     """Spans of a group of requests.
 
     `spans` has SPAN_SCHEMA, rows in the order of the requests; `resources` has RESOURCE_SCHEMA, one row for
-    each distinct resource in the group; `answers[i]` says what was rejected of `requests[i]`.
+    each distinct resource that these spans refer to; `answers[i]` says what was rejected of `requests[i]`.
     """
 
     spans: pa.RecordBatch
@@ -28,7 +42,10 @@ class Decoder:
     """Decodes groups of requests; holds caches by resource and scope, and no other state."""
 
     def __init__(self, mapping: MappingConfig) -> None:
-        self._mapping = mapping
+        self._mapping = Mapping(mapping)
+        columns = self._mapping.resource_columns
+        self._resources = Origins[Resource](lambda raw, url: make_resource(raw, url, columns))
+        self._scopes = Origins[Scope](make_scope)
 
     def decode(self, requests: Sequence[TraceRequest]) -> Decoded:
         """Decode a group together. Safe to call from one thread at a time.
@@ -36,4 +53,183 @@ class Decoder:
         Raises InvalidRequestError where any request of the group is not a valid
         ExportTraceServiceRequest (decode one by one to find which).
         """
-        raise NotImplementedError
+        wire = parse_requests([request.payload for request in requests])
+        group = _Group(
+            wire=wire,
+            requests=requests,
+            request=np.repeat(np.arange(len(requests), dtype=np.int32), wire.span_counts_by_request),
+            resources=_spread(
+                self._resources.code(wire.resources.field("resource"), wire.resources.field("schema_url")),
+                wire.span_counts_by_resource,
+            ),
+            scopes=_spread(
+                self._scopes.code(wire.scopes.field("scope"), wire.scopes.field("schema_url")),
+                wire.span_counts_by_scope,
+            ),
+        )
+        return group.decode(self._mapping)
+
+
+def _spread(coded: Coded[Any], counts: Int32s) -> Coded[Any]:
+    return Coded(coded.items, np.repeat(coded.codes, counts))
+
+
+@dataclass(frozen=True, slots=True)
+class _Group:
+    """Spans of a group, and by span: its request, its resource, its scope."""
+
+    wire: WireSpans
+    requests: Sequence[TraceRequest]
+    request: Int32s
+    resources: Coded[Resource]
+    scopes: Coded[Scope]
+
+    def decode(self, mapping: Mapping) -> Decoded:
+        spans = self.wire.spans
+        start_ns = fixed(spans.field("start_time_unix_nano"), np.uint64)
+        end_ns = fixed(spans.field("end_time_unix_nano"), np.uint64)
+        columns = self._columns(mapping, start_ns, end_ns)
+        batch = pa.RecordBatch.from_arrays([columns[name] for name in SPAN_SCHEMA.names], schema=SPAN_SCHEMA)
+        good = acceptable(spans, start_ns, end_ns)
+        if good.all():
+            return Decoded(batch, self._resource_rows(good), (Accepted(),) * len(self.requests))
+        answers = explain_rejections(spans, self.request, good, len(self.requests))
+        return Decoded(batch.filter(pa.array(good)), self._resource_rows(good), tuple(answers))
+
+    def _columns(self, mapping: Mapping, start_ns: npt.NDArray[Any], end_ns: npt.NDArray[Any]) -> dict[str, pa.Array]:
+        spans = self.wire.spans
+        backwards = end_ns < start_ns
+        duration = end_ns - start_ns
+        duration[backwards] = 0
+        trace_state = text(spans.field("trace_state"))
+        status = spans.field("status")
+        received = np.array([request.received_at_ns for request in self.requests], np.int64)
+        return {
+            "trace_id": hex_texts(spans.field("trace_id")),
+            "span_id": hex_texts(spans.field("span_id")),
+            "parent_span_id": _parents(spans.field("parent_span_id")),
+            "trace_state": null_where_empty(trace_state),
+            "flags": spans.field("flags"),
+            "start_time": _times(start_ns.view(np.int64)),
+            "duration_ns": pa.array(duration.view(np.int64)),
+            "status_message": null_where_empty(text(status.field("message"))),
+            "sample_weight": sample_weights(trace_state),
+            "scope_name": self._scope_label([scope.name for scope in self.scopes.items]),
+            "scope_version": self._scope_label([scope.version for scope in self.scopes.items]),
+            "events": decode_events(spans.field("events")),
+            "links": decode_links(spans.field("links")),
+            "resource_id": Labels.of(
+                self.resources.codes, [resource.id for resource in self.resources.items]
+            ).to_arrow(),
+            "received_at": _times(np.repeat(received, self.wire.span_counts_by_request)),
+            **self._meaning(mapping, backwards, end_ns),
+        }
+
+    def _meaning(self, mapping: Mapping, backwards: npt.NDArray[np.bool_], end_ns: npt.NDArray[Any]) -> dict[str, Any]:
+        """The columns that attributes fill, and the attributes that are left."""
+        spans = self.wire.spans
+        kinds = fixed(spans.field("kind"), np.int32)
+        codes = fixed(spans.field("status").field("code"), np.int32)
+        names = _names(spans.field("name"))
+        attributes = decode_attributes(spans.field("attributes"))
+        promotion = Promotion(mapping, attributes, self.resources)
+        component = promotion.component(kinds)
+        columns = {
+            column: promotion.text(column, self._tenants() if column == "tenant" else None)
+            for column in semantics.TEXT_COLUMNS
+            if column != "operation"
+        }
+        columns |= {
+            "name": names.to_arrow(),
+            "kind": _enum(kinds, semantics.KINDS),
+            "status": _enum(codes, semantics.STATUSES),
+            "component": Labels(component.astype(np.int32), pa.array(semantics.COMPONENTS)).to_arrow(),
+            "operation": promotion.operation(names, component),
+            "cache_hit": promotion.cache_hit(),
+        }
+        for column in semantics.INTEGER_RANGES:
+            columns[column] = promotion.integer(column, SPAN_SCHEMA.field(column).type)
+        extras = self._extras(kinds, codes, backwards, end_ns)
+        left = attributes.without(promotion.moved)
+        columns["attributes"] = (left.with_extras(extras) if extras else left).to_maps()
+        return columns
+
+    def _tenants(self) -> Labels | None:
+        """Tenants that transports name, by span; None where none does."""
+        tenants = [request.tenant or None for request in self.requests]
+        return Labels.of(self.request, tenants) if any(tenants) else None
+
+    def _scope_label(self, texts: list[str]) -> pa.Array:
+        return Labels.of(self.scopes.codes, [text or None for text in texts]).to_arrow()
+
+    def _extras(
+        self, kinds: Int32s, codes: Int32s, backwards: npt.NDArray[np.bool_], end_ns: npt.NDArray[Any]
+    ) -> list[Extra]:
+        """What has no column and is no attribute, so that nothing a client sent is lost."""
+        spans = self.wire.spans
+        extras = []
+        for name in ("dropped_attributes_count", "dropped_events_count", "dropped_links_count"):
+            counts = fixed(spans.field(name), np.uint32)
+            extras.append(_number_extra(f"otel.{name}", counts > 0, counts))
+        for i, scope in enumerate(self.scopes.items):
+            if scope.extras:
+                owners = np.flatnonzero(self.scopes.codes == i)
+                extras.extend(
+                    Extra(key, owners, pa.repeat(pa.scalar(value), len(owners))) for key, value in scope.extras
+                )
+        parents = spans.field("parent_span_id")
+        malformed = _malformed(parents)
+        extras += [
+            _number_extra("spanlake.kind", _unknown(kinds, semantics.KINDS), kinds),
+            _number_extra("spanlake.status_code", _unknown(codes, semantics.STATUSES), codes),
+            _number_extra("spanlake.end_time_unix_nano", backwards, end_ns),
+            Extra("spanlake.parent_span_id", malformed, hex_texts(parents.take(pa.array(malformed)))),
+        ]
+        return [extra for extra in extras if len(extra.owners)]
+
+    def _resource_rows(self, good: npt.NDArray[np.bool_]) -> pa.RecordBatch:
+        used, first = np.unique(self.resources.codes[good], return_index=True)
+        received = np.array([request.received_at_ns for request in self.requests], np.int64)
+        resources = [self.resources.items[code] for code in used.tolist()]
+        attributes = [[(key, value.text) for key, value in r.origin.attributes.items()] for r in resources]
+        columns = [
+            pa.array([resource.id for resource in resources], pa.string()),
+            pa.array([resource.schema_url or None for resource in resources], pa.string()),
+            pa.array(attributes, RESOURCE_SCHEMA.field("attributes").type),
+            pa.array([resource.origin.dropped_attributes_count for resource in resources], pa.uint32()),
+            _times(received[self.request[good][first]]),
+        ]
+        return pa.RecordBatch.from_arrays(columns, schema=RESOURCE_SCHEMA)
+
+
+def _times(times_ns: npt.NDArray[np.int64]) -> pa.TimestampArray:
+    return pa.array(times_ns.view("datetime64[ns]"), pa.timestamp("ns"))
+
+
+def _names(names: pa.BinaryArray) -> Labels:
+    encoded = names.dictionary_encode()
+    return Labels(encoded.indices.to_numpy(), text(encoded.dictionary))
+
+
+def _unknown(codes: Int32s, names: Sequence[str]) -> npt.NDArray[np.bool_]:
+    return (codes < 0) | (codes >= len(names))
+
+
+def _enum(codes: Int32s, names: Sequence[str]) -> pa.DictionaryArray:
+    """Names of an enum's numbers; the first name for numbers that have none."""
+    return Labels(np.where(_unknown(codes, names), 0, codes), pa.array(names)).to_arrow()
+
+
+def _malformed(parents: pa.BinaryArray) -> npt.NDArray[np.intp]:
+    """Parent ids that are neither empty, nor all zero, nor of the right length."""
+    return np.flatnonzero((np.diff(offsets(parents)) != SPAN_ID_BYTES) & ~blank(parents))
+
+
+def _parents(parents: pa.BinaryArray) -> pa.StringArray:
+    present = (np.diff(offsets(parents)) == SPAN_ID_BYTES) & ~blank(parents)
+    return with_nulls(hex_texts(parents), present)
+
+
+def _number_extra(key: str, where: npt.NDArray[np.bool_], numbers: npt.NDArray[Any]) -> Extra:
+    owners = np.flatnonzero(where)
+    return Extra(key, owners, pa.array(numbers[owners]).cast(pa.string()))

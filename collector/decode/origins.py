@@ -1,0 +1,107 @@
+"""Resources and scopes: parsed once each, remembered by their raw bytes."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+import numpy as np
+import pyarrow as pa
+
+from collector.decode.anyvalue import Origin, Value, parse_resource, parse_scope
+from collector.decode.wire import Int32s, content, text
+
+Item = TypeVar("Item")
+ENTRIES_MAX = 4096
+BYTES_MAX = 32 * 2**20
+
+
+@dataclass(frozen=True, slots=True)
+class Resource:
+    """A resource and its id; `columns` holds what it gives to columns: (rank of the candidate, value).
+
+    The id is 32 hex digits of BLAKE2b-128 (RFC 7693) over the serialized Resource, keyed with the digest of
+    its schema URL where it has one. The same attributes in another order are another resource.
+    """
+
+    id: str
+    schema_url: str
+    origin: Origin
+    columns: dict[str, tuple[int, Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class Scope:
+    """An instrumentation scope; `extras` are its parts without a column, as attributes for its spans."""
+
+    name: str
+    version: str
+    extras: tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Coded(Generic[Item]):
+    """The distinct items of a group, and for each of its messages which of them it is."""
+
+    items: list[Item]
+    codes: Int32s
+
+
+class Origins(Generic[Item]):
+    """A bounded cache, least recently used out first, of what a function makes of (raw bytes, schema URL)."""
+
+    def __init__(self, parse: Callable[[bytes, str], Item]) -> None:
+        self._parse = parse
+        self._items: OrderedDict[tuple[bytes, str], Item] = OrderedDict()
+        self._bytes = 0
+
+    def code(self, raw: pa.BinaryArray, schema_urls: pa.BinaryArray) -> Coded[Item]:
+        """Distinct items of these messages. Raises InvalidRequestError."""
+        if len(raw) == 1:
+            return Coded([self._get(raw[0].as_py(), text(schema_urls)[0].as_py())], np.zeros(1, np.int32))
+        messages = raw.dictionary_encode()
+        codes = messages.indices.to_numpy(zero_copy_only=False)
+        if not content(schema_urls).size:
+            return Coded([self._get(key, "") for key in messages.dictionary.to_pylist()], codes)
+        urls = text(schema_urls).dictionary_encode()
+        cell = codes.astype(np.int64) * len(urls.dictionary) + urls.indices.to_numpy(zero_copy_only=False)
+        _, first, inverse = np.unique(cell, return_index=True, return_inverse=True)
+        items = [self._get(raw[i].as_py(), schema_urls[i].as_py().decode()) for i in first.tolist()]
+        return Coded(items, inverse.astype(np.int32))
+
+    def _get(self, raw: bytes, schema_url: str) -> Item:
+        key = (raw, schema_url)
+        item = self._items.get(key)
+        if item is not None:
+            self._items.move_to_end(key)
+            return item
+        item = self._items[key] = self._parse(raw, schema_url)
+        self._bytes += len(raw) + len(schema_url)
+        while len(self._items) > ENTRIES_MAX or self._bytes > BYTES_MAX:
+            (old_raw, old_url), _ = self._items.popitem(last=False)
+            self._bytes -= len(old_raw) + len(old_url)
+        return item
+
+
+def make_resource(
+    raw: bytes, schema_url: str, columns: Callable[[dict[str, Value]], dict[str, tuple[int, Any]]]
+) -> Resource:
+    """Parse a Resource; `columns` says what its attributes give to columns. Raises InvalidRequestError."""
+    key = hashlib.blake2b(schema_url.encode()).digest() if schema_url else b""
+    digest = hashlib.blake2b(raw, digest_size=16, key=key).hexdigest()
+    origin = parse_resource(raw)
+    return Resource(digest, schema_url, origin, columns(origin.attributes))
+
+
+def make_scope(raw: bytes, schema_url: str) -> Scope:
+    """Parse an InstrumentationScope. Raises InvalidRequestError."""
+    origin = parse_scope(raw)
+    extras = [(f"otel.scope.{key}", value.text) for key, value in origin.attributes.items()]
+    if origin.dropped_attributes_count:
+        extras.append(("otel.scope.dropped_attributes_count", str(origin.dropped_attributes_count)))
+    if schema_url:
+        extras.append(("otel.scope.schema_url", schema_url))
+    return Scope(origin.name, origin.version, tuple(extras))

@@ -1,0 +1,267 @@
+"""OTLP/JSON requests to serialized protobuf.
+
+The mapping is proto3 JSON with OTLP's exceptions (specification, "JSON Protobuf Encoding"): ids are hex in any case,
+enums are integers, names lowerCamelCase only; unknown fields are ignored, null is the same as absent.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import re
+from collections.abc import Callable
+from typing import Any
+
+import orjson
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+
+from collector.decode.anyvalue import CUT, DEPTH_MAX
+from collector.errors import InvalidRequestError
+
+Object = dict[str, Any]
+
+_HEX = re.compile(r"(?:[0-9a-fA-F]{2})*")
+_INTEGER = re.compile(r"-?[0-9]{1,20}")
+_NON_FINITE = {"NaN": float("nan"), "Infinity": float("inf"), "-Infinity": float("-inf")}
+_NUMBER = re.compile(r"-?[0-9]+(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?")
+
+
+class _Wrong(Exception):
+    """Something is not as it should be; `path` grows from the inside out while the error goes up."""
+
+    def __init__(self, what: str, *path: str | int) -> None:
+        super().__init__(what)
+        self.path = list(path)
+
+
+def to_protobuf(body: bytes) -> bytes:
+    """Serialized ExportTraceServiceRequest of an OTLP/JSON body.
+
+    Arrays and maps nested deeper than 32 levels become the text "..." as they do in the protobuf way.
+    Raises InvalidRequestError, with the JSON path of what is wrong.
+    """
+    try:
+        parsed = orjson.loads(body)
+    except orjson.JSONDecodeError as error:
+        raise InvalidRequestError(f"not JSON: {error}; send an OTLP/JSON ExportTraceServiceRequest") from error
+    message = ExportTraceServiceRequest()
+    try:
+        _each(_object(parsed), "resourceSpans", lambda item: _resource_spans(message.resource_spans.add(), item))
+    except _Wrong as error:
+        path = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in reversed(error.path))
+        raise InvalidRequestError(f"not OTLP/JSON: ${path}: {error}") from error
+    serialized: bytes = message.SerializeToString()
+    return serialized
+
+
+def _resource_spans(target: Any, source: Object) -> None:
+    target.schema_url = _get(source, "schemaUrl", _text, "")
+    _get(source, "resource", lambda value: _with_attributes(target.resource, _object(value)), None)
+    _each(source, "scopeSpans", lambda item: _scope_spans(target.scope_spans.add(), item))
+
+
+def _scope_spans(target: Any, source: Object) -> None:
+    target.schema_url = _get(source, "schemaUrl", _text, "")
+    _get(source, "scope", lambda value: _scope(target.scope, _object(value)), None)
+    _each(source, "spans", lambda item: _span(target.spans.add(), item))
+
+
+def _scope(target: Any, source: Object) -> None:
+    target.name = _get(source, "name", _text, "")
+    target.version = _get(source, "version", _text, "")
+    _with_attributes(target, source)
+
+
+def _span(target: Any, source: Object) -> None:
+    target.trace_id = _get(source, "traceId", _id, b"")
+    target.span_id = _get(source, "spanId", _id, b"")
+    target.trace_state = _get(source, "traceState", _text, "")
+    target.parent_span_id = _get(source, "parentSpanId", _id, b"")
+    target.flags = _get(source, "flags", _uint32, 0)
+    target.name = _get(source, "name", _text, "")
+    target.kind = _get(source, "kind", _enum, 0)
+    target.start_time_unix_nano = _get(source, "startTimeUnixNano", _uint64, 0)
+    target.end_time_unix_nano = _get(source, "endTimeUnixNano", _uint64, 0)
+    _with_attributes(target, source)
+    _each(source, "events", lambda item: _event(target.events.add(), item))
+    target.dropped_events_count = _get(source, "droppedEventsCount", _uint32, 0)
+    _each(source, "links", lambda item: _link(target.links.add(), item))
+    target.dropped_links_count = _get(source, "droppedLinksCount", _uint32, 0)
+    _get(source, "status", lambda value: _status(target.status, _object(value)), None)
+
+
+def _status(target: Any, source: Object) -> None:
+    target.SetInParent()
+    target.message = _get(source, "message", _text, "")
+    target.code = _get(source, "code", _enum, 0)
+
+
+def _event(target: Any, source: Object) -> None:
+    target.time_unix_nano = _get(source, "timeUnixNano", _uint64, 0)
+    target.name = _get(source, "name", _text, "")
+    _with_attributes(target, source)
+
+
+def _link(target: Any, source: Object) -> None:
+    target.trace_id = _get(source, "traceId", _id, b"")
+    target.span_id = _get(source, "spanId", _id, b"")
+    target.trace_state = _get(source, "traceState", _text, "")
+    target.flags = _get(source, "flags", _uint32, 0)
+    _with_attributes(target, source)
+
+
+def _with_attributes(target: Any, source: Object) -> None:
+    target.SetInParent()
+    _each(source, "attributes", lambda item: _key_value(target.attributes.add(), item, 1))
+    target.dropped_attributes_count = _get(source, "droppedAttributesCount", _uint32, 0)
+
+
+def _key_value(target: Any, source: Object, depth: int) -> None:
+    target.key = _get(source, "key", _text, "")
+    value = source.get("value")
+    if value is not None:
+        try:
+            _any_value(target.value, value, depth)
+        except _Wrong as error:
+            error.path.append("value")
+            raise
+
+
+def _any_value(target: Any, source: object, depth: int) -> None:
+    target.SetInParent()
+    chosen = [name for name, value in _object(source).items() if name in _MEMBERS and value is not None]
+    if len(chosen) > 1:
+        raise _Wrong(f"{' and '.join(chosen)} are both set, expected one of them")
+    for name in chosen:
+        try:
+            _MEMBERS[name](target, source[name], depth)  # type: ignore[index]
+        except _Wrong as error:
+            error.path.append(name)
+            raise
+
+
+def _set(field: str, convert: Callable[[object], object]) -> Callable[[Any, object, int], None]:
+    return lambda target, value, depth: setattr(target, field, convert(value))
+
+
+def _array(target: Any, value: object, depth: int) -> None:
+    if depth > DEPTH_MAX:
+        target.string_value = CUT
+        return
+    target.array_value.SetInParent()
+    items = target.array_value.values
+    _each(_object(value), "values", lambda item: _any_value(items.add(), item, depth + 1))
+
+
+def _map(target: Any, value: object, depth: int) -> None:
+    if depth > DEPTH_MAX:
+        target.string_value = CUT
+        return
+    target.kvlist_value.SetInParent()
+    items = target.kvlist_value.values
+    _each(_object(value), "values", lambda item: _key_value(items.add(), item, depth + 1))
+
+
+def _get(source: Object, key: str, convert: Callable[[object], Any], default: Any) -> Any:
+    value = source.get(key)
+    if value is None:
+        return default
+    try:
+        return convert(value)
+    except _Wrong as error:
+        error.path.append(key)
+        raise
+
+
+def _each(source: Object, key: str, take: Callable[[Object], None]) -> None:
+    items = source.get(key)
+    if items is None:
+        return
+    if not isinstance(items, list):
+        raise _Wrong(f"{_shown(items)}, expected an array", key)
+    for i, item in enumerate(items):
+        try:
+            take(_object(item))
+        except _Wrong as error:
+            error.path += [i, key]
+            raise
+
+
+def _shown(value: object) -> str:
+    written = orjson.dumps(value).decode()
+    return written if len(written) <= 60 else written[:57] + "..."
+
+
+def _object(value: object) -> Object:
+    if isinstance(value, dict):
+        return value
+    raise _Wrong(f"{_shown(value)}, expected an object")
+
+
+def _text(value: object) -> str:
+    if isinstance(value, str):
+        return value
+    raise _Wrong(f"{_shown(value)}, expected a string")
+
+
+def _bool(value: object) -> bool:
+    if isinstance(value, bool):
+        return value
+    raise _Wrong(f"{_shown(value)}, expected true or false")
+
+
+def _id(value: object) -> bytes:
+    if isinstance(value, str) and _HEX.fullmatch(value):
+        return bytes.fromhex(value)
+    raise _Wrong(f"{_shown(value)}, expected hex digits (OTLP/JSON writes ids as hex, not base64)")
+
+
+def _base64(value: object) -> bytes:
+    text = _text(value).rstrip("=").replace("-", "+").replace("_", "/")
+    try:
+        return base64.b64decode(text + "=" * (-len(text) % 4), validate=True)
+    except binascii.Error as error:
+        raise _Wrong(f"{_shown(value)}, expected base64") from error
+
+
+def _integer(low: int, high: int) -> Callable[[object], int]:
+    def convert(value: object) -> int:
+        written = isinstance(value, str) and _INTEGER.fullmatch(value)
+        if written or (isinstance(value, float) and value.is_integer()):
+            value = int(value)  # type: ignore[call-overload]
+        if isinstance(value, int) and not isinstance(value, bool) and low <= value <= high:
+            return value
+        raise _Wrong(f"{_shown(value)}, expected an integer from {low} to {high}")
+
+    return convert
+
+
+_uint32, _uint64 = _integer(0, (1 << 32) - 1), _integer(0, (1 << 64) - 1)
+_int64 = _integer(-(1 << 63), (1 << 63) - 1)
+
+
+def _enum(value: object) -> int:
+    if isinstance(value, int) and not isinstance(value, bool) and -(1 << 31) <= value < 1 << 31:
+        return value
+    raise _Wrong(f"{_shown(value)}, expected a 32-bit integer (OTLP/JSON writes enums as numbers, not names)")
+
+
+def _double(value: object) -> float:
+    if isinstance(value, str) and value in _NON_FINITE:
+        return _NON_FINITE[value]
+    if isinstance(value, str) and _NUMBER.fullmatch(value):
+        return float(value)
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return float(value)
+    raise _Wrong(f"{_shown(value)}, expected a number, NaN, Infinity or -Infinity")
+
+
+_MEMBERS: dict[str, Callable[[Any, object, int], None]] = {
+    "stringValue": _set("string_value", _text),
+    "boolValue": _set("bool_value", _bool),
+    "intValue": _set("int_value", _int64),
+    "doubleValue": _set("double_value", _double),
+    "bytesValue": _set("bytes_value", _base64),
+    "arrayValue": _array,
+    "kvlistValue": _map,
+}
