@@ -1,0 +1,188 @@
+"""Time series: rate, errors, hit ratio and latency, small multiples with one shared order of colours."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import timedelta
+from html import escape
+
+import altair as alt
+import polars as pl
+import streamlit as st
+
+from dashboard import units
+from dashboard.health.data import SERIES_MAX, Health
+from dashboard.health.selection import DIMENSIONS
+from dashboard.theme import Palette
+
+HEIGHT_PX = 168
+TIME_OF_DAY_DAYS_MAX = 1.5
+_RATE = "datum.value >= 999.5 ? format(datum.value, '.3~s') : format(datum.value, '.3~r')"
+_PERCENT = "format(datum.value * 100, '.3~r') + ' %'"
+_DURATION = (
+    "datum.value == 0 ? '0'"
+    " : datum.value >= 1e9 ? format(datum.value / 1e9, '.3~r') + ' s'"
+    " : datum.value >= 1e6 ? format(datum.value / 1e6, '.3~r') + ' ms'"
+    " : datum.value >= 1e3 ? format(datum.value / 1e3, '.3~r') + ' µs'"
+    " : format(datum.value, '.3~r') + ' ns'"
+)
+
+
+@dataclass(frozen=True)
+class Chart:
+    """One small multiple: title with unit, column of the series, text of a value, Vega expression of axis labels."""
+
+    title: str
+    column: str
+    label_expression: str
+    is_latency: bool = False
+
+    def text(self, value: float | None) -> str:
+        """A value as the tooltip shows it."""
+        if self.is_latency:
+            return units.duration(value)
+        return units.rate(value) if self.column == "rate_per_second" else units.share(value)
+
+
+CHARTS = (
+    Chart("Rate, spans per second", "rate_per_second", _RATE),
+    Chart("Errors, % of spans", "error_rate", _PERCENT),
+    Chart("Cache hit ratio, % of lookups", "hit_ratio", _PERCENT),
+    Chart("Latency p50", "p50_ns", _DURATION, is_latency=True),
+    Chart("Latency p95", "p95_ns", _DURATION, is_latency=True),
+    Chart("Latency p99", "p99_ns", _DURATION, is_latency=True),
+)
+
+
+@dataclass(frozen=True)
+class Lines:
+    """What all charts share: a frame of `analytics.health.health_series`, its column that splits it, the colours."""
+
+    series: pl.DataFrame
+    split: str
+    palette: Palette
+
+    def names(self) -> list[str]:
+        """The groups, in the order of their colours."""
+        return sorted(self.series.get_column(self.split).unique().to_list())
+
+    def colours(self) -> list[str]:
+        """A colour for each of `names`."""
+        return [self.palette.series[i % len(self.palette.series)] for i in range(len(self.names()))]
+
+    def days(self) -> float:
+        """The length of time between the first step and the last."""
+        times = self.series.get_column("time").to_list()
+        return (max(times) - min(times)) / timedelta(days=1) if times else 0.0
+
+
+def show(lines: Lines, log_latency: bool) -> None:
+    """Draw the legend and the six charts, three in a line."""
+    st.html(legend(lines))
+    for row in (CHARTS[:3], CHARTS[3:]):
+        for place, chart in zip(st.columns(3, gap="small"), row, strict=True):
+            with place:
+                drawn = build(chart, lines, log_latency and chart.is_latency)
+                st.altair_chart(drawn, width="stretch", key=f"chart-{chart.column}", alt=chart.title)
+
+
+def note(health: Health) -> str:
+    """Which groups the charts show, where they are not all."""
+    if health.split_values <= SERIES_MAX:
+        return ""
+    return f"the {SERIES_MAX} of {health.split_values:,} that changed most"
+
+
+def split_label(health: Health) -> str:
+    """Name of the dimension that the lines stand for."""
+    return next(name for name, column in DIMENSIONS.items() if column == health.split)
+
+
+def legend(lines: Lines) -> str:
+    """One line of HTML: each name behind a dash of its colour."""
+    chips = (
+        f'<span style="margin-right:1.2rem;white-space:nowrap"><span style="display:inline-block;width:14px;height:3px;'
+        f'border-radius:2px;vertical-align:middle;margin-right:0.4rem;background:{colour}"></span>{escape(name)}</span>'
+        for name, colour in zip(lines.names(), lines.colours(), strict=True)
+    )
+    return f'<div style="font-size:0.86rem;color:{lines.palette.text};line-height:1.7">{"".join(chips)}</div>'
+
+
+def build(chart: Chart, lines: Lines, log: bool) -> alt.LayerChart:
+    """Lines over UTC time, with the point next to the pointer marked and told."""
+    palette = lines.palette
+    scale = alt.Scale(domain=lines.names(), range=lines.colours())
+    base = alt.Chart(points(chart, lines, log)).encode(
+        x=alt.X("time:T", scale=alt.Scale(type="utc"), axis=_time_axis(palette, lines.days())),
+        color=alt.Color("group:N", scale=scale, legend=None),
+    )
+    title = alt.TitleParams(chart.title, anchor="start", fontSize=12, fontWeight=600, color=palette.text, offset=8)
+    drawn = alt.layer(
+        base.mark_line(strokeWidth=1.6).encode(y=_value_axis(chart, palette, log)), _pointed(base, chart, lines.split)
+    )
+    found: alt.LayerChart = drawn.properties(height=HEIGHT_PX, title=title).configure_view(strokeWidth=0)
+    return found
+
+
+def _pointed(base: alt.Chart, chart: Chart, split: str) -> alt.Chart:
+    pointed = alt.selection_point(
+        name="pointed", on="pointerover", nearest=True, fields=["time", "group"], empty=False, clear="pointerout"
+    )
+    dots = base.mark_point(filled=True, size=46).encode(
+        y="value:Q",
+        opacity=alt.condition(pointed, alt.value(1), alt.value(0)),
+        tooltip=[
+            alt.Tooltip("group:N", title=split.removesuffix("_name").capitalize()),
+            alt.Tooltip("text:N", title=chart.title.partition(",")[0]),
+            alt.Tooltip("time:T", title="UTC", timeUnit="utcyearmonthdatehoursminutes", format="%d %b %H:%M"),
+        ],
+    )
+    found: alt.Chart = dots.add_params(pointed)
+    return found
+
+
+def points(chart: Chart, lines: Lines, log: bool) -> pl.DataFrame:
+    """Rows time, group, value, text; a step without a value stays as a gap, and so does 0 on a logarithmic axis."""
+    value = pl.col(chart.column).cast(pl.Float64)
+    if log:
+        value = pl.when(value > 0).then(value)
+    texts = [chart.text(v) for v in lines.series.get_column(chart.column)]
+    return lines.series.select(
+        time=pl.col("time").dt.replace_time_zone("UTC"),
+        group=pl.col(lines.split).cast(pl.String),
+        value=value,
+        text=pl.Series(texts, dtype=pl.String),
+    )
+
+
+def _time_axis(palette: Palette, days: float) -> alt.Axis:
+    return alt.Axis(
+        title=None,
+        format="%d %b" if days > TIME_OF_DAY_DAYS_MAX else "%H:%M",
+        grid=False,
+        tickCount=6,
+        labelOverlap=True,
+        labelColor=palette.muted,
+        domainColor=palette.border,
+        labelPadding=4,
+        offset=2,
+        tickColor=palette.border,
+        labelFontSize=11,
+    )
+
+
+def _value_axis(chart: Chart, palette: Palette, log: bool) -> alt.Y:
+    scale = alt.Scale(type="log", nice=True) if log else alt.Scale(zero=chart.column != "hit_ratio", nice=True)
+    axis = alt.Axis(
+        title=None,
+        labelExpr=chart.label_expression,
+        tickCount=4,
+        gridColor=palette.border,
+        domain=False,
+        ticks=False,
+        labelColor=palette.muted,
+        labelFontSize=11,
+        labelPadding=6,
+        minExtent=46,
+    )
+    return alt.Y("value:Q", scale=scale, axis=axis)

@@ -1,0 +1,151 @@
+"""The health table: one row a group, what changed most first; a click on a row drills into it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import polars as pl
+import streamlit as st
+
+from dashboard import units
+from dashboard.health import headline
+from dashboard.health.selection import DIMENSIONS
+from dashboard.theme import Palette
+
+ROW_HEIGHT_PX = 30
+ROWS_VISIBLE_MAX = 14
+_CHANGE = "\N{GREEK CAPITAL LETTER DELTA}"
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A figure of the table: its column, its unit, how it is compared and from where on the change is worse."""
+
+    column: str
+    label: str
+    text: Callable[[float | None], str]
+    relative: bool
+    worse_from: float | None
+    help: str
+
+    @property
+    def change(self) -> str:
+        """Name of the column that holds the change against the baseline."""
+        return f"{self.column}_change"
+
+    def is_worse(self, change: float) -> bool:
+        """Whether a change (ratio to the baseline, or difference of fractions) is worth the colour of worse."""
+        if self.worse_from is None:
+            return False
+        return change <= self.worse_from if self.worse_from < 0 else change >= self.worse_from
+
+
+FIGURES = (
+    Figure("rate_per_second", "Rate", units.rate, True, None, "Spans per second"),
+    Figure("error_rate", "Errors", units.share, False, headline.ERROR_POINTS_NOTABLE, "Spans with status error"),
+    Figure("p50_ns", "p50", units.duration, True, headline.LATENCY_RATIO_NOTABLE, "Median duration"),
+    Figure("p95_ns", "p95", units.duration, True, headline.LATENCY_RATIO_NOTABLE, "95th percentile of duration"),
+    Figure("p99_ns", "p99", units.duration, True, headline.LATENCY_RATIO_NOTABLE, "99th percentile of duration"),
+    Figure("hit_ratio", "Hit ratio", units.share, False, headline.HIT_POINTS_NOTABLE, "Hits of all cache lookups"),
+)
+
+
+def shown(rows: pl.DataFrame, by: tuple[str, ...]) -> pl.DataFrame:
+    """The columns of the table, in order: groups, change, figures each with its change, sparklines, counts."""
+    changes = [_change(figure).alias(figure.change) for figure in FIGURES]
+    figures = {f.column: [f.column, f.change] for f in FIGURES}
+    columns = [
+        *by,
+        "change_text",
+        *figures["rate_per_second"],
+        "sparkline",
+        *figures["error_rate"],
+        *figures["p50_ns"],
+        *figures["p95_ns"],
+        "sparkline_p95_ns",
+        *figures["p99_ns"],
+        *figures["hit_ratio"],
+        "count",
+        "unknown_weight_share",
+    ]
+    return rows.with_columns(changes).select(columns)
+
+
+def show(rows: pl.DataFrame, by: tuple[str, ...], palette: Palette, key: str) -> int | None:
+    """Draw the table; the number of the row that was clicked, None before a click."""
+    table = shown(rows, by)
+    state = st.dataframe(
+        _styled(table, palette),
+        key=key,
+        hide_index=True,
+        placeholder=units.NONE,
+        height=(min(table.height, ROWS_VISIBLE_MAX) + 1) * ROW_HEIGHT_PX + 3,
+        row_height=ROW_HEIGHT_PX,
+        column_config=_column_config(by, palette),
+        on_select="rerun",
+        selection_mode="single-cell",
+    )
+    cells = state["selection"]["cells"]
+    return int(cells[0][0]) if cells else None
+
+
+def _change(figure: Figure) -> pl.Expr:
+    value, baseline = pl.col(figure.column), pl.col(f"baseline_{figure.column}")
+    if not figure.relative:
+        return value - baseline
+    return pl.when(baseline > 0).then(value / baseline)
+
+
+def _styled(table: pl.DataFrame, palette: Palette) -> Any:
+    formats: dict[str, Callable[[Any], str]] = {
+        "count": lambda count: f"{count:,}",
+        "unknown_weight_share": _of_missing(units.share),
+    }
+    styler = table.to_pandas().style
+    for figure in FIGURES:
+        formats[figure.column] = _of_missing(figure.text)
+        formats[figure.change] = _of_missing(units.relative_change if figure.relative else units.point_change)
+        styler = styler.map(_colour(figure, palette), subset=[figure.change])
+    return styler.format(formats)
+
+
+def _of_missing(text: Callable[[float | None], str]) -> Callable[[float | None], str]:
+    """pandas hands missing numbers over as NaN."""
+    return lambda value: text(None if value is None or value != value else value)  # noqa: PLR0124
+
+
+def _colour(figure: Figure, palette: Palette) -> Callable[[float | None], str]:
+    def css(change: float | None) -> str:
+        if change is not None and figure.is_worse(change):
+            return f"color: {palette.worse}; background-color: {palette.worse_background}"
+        return f"color: {palette.muted}"
+
+    return css
+
+
+def _column_config(by: tuple[str, ...], palette: Palette) -> dict[str, Any]:
+    columns = st.column_config
+    labels = {column: name.capitalize() for name, column in DIMENSIONS.items()}
+    found: dict[str, Any] = {
+        column: columns.TextColumn(labels[column], pinned=True, width=140 if len(by) == 1 else 112) for column in by
+    }
+    for figure in FIGURES:
+        found[figure.column] = columns.NumberColumn(figure.label, help=figure.help, width=70)
+        found[figure.change] = columns.NumberColumn(_CHANGE, help=f"{figure.label} against the window before", width=58)
+    return found | {
+        "change_text": columns.TextColumn(
+            "What changed most", width=248, help="The largest change against the window before orders the rows"
+        ),
+        "sparkline": columns.AreaChartColumn(
+            "Trend", width=90, y_min=0, color=palette.muted, help="Rate over the window"
+        ),
+        "sparkline_p95_ns": columns.LineChartColumn(
+            "Trend", width=90, y_min=0, color=palette.muted, help="p95 over the window"
+        ),
+        "count": columns.NumberColumn("Spans", width=80, help="Spans in the window, as received"),
+        "unknown_weight_share": columns.NumberColumn(
+            "No weight", width=70, help="Share of spans whose sampling probability is unknown: each counts as one"
+        ),
+    }
