@@ -14,8 +14,8 @@ from collector.config import MappingConfig
 from collector.decode import semantics
 from collector.decode.attributes import Extra, decode_attributes
 from collector.decode.events import decode_events, decode_links, null_where_empty, with_nulls
-from collector.decode.identifiers import SPAN_ID_BYTES, acceptable, blank, explain_rejections, hex_texts
-from collector.decode.labels import Labels
+from collector.decode.identifiers import SPAN_ID_BYTES, acceptable, blank, explain_rejections, hex_texts, valid
+from collector.decode.labels import LabelColumns, Labels
 from collector.decode.origins import Coded, Origins, Resource, Scope, make_resource, make_scope
 from collector.decode.promotion import Promotion
 from collector.decode.sampling import sample_weights
@@ -23,6 +23,10 @@ from collector.decode.semantics import Mapping
 from collector.decode.wire import Int32s, WireSpans, fixed, offsets, parse_requests, text
 from collector.pipeline import Accepted, TraceRequest
 from collector.spans import RESOURCE_SCHEMA, SPAN_SCHEMA
+
+_COMPONENTS, _KINDS, _STATUSES = (
+    pa.array(names, pa.string()) for names in (semantics.COMPONENTS, semantics.KINDS, semantics.STATUSES)
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,37 +106,39 @@ class _Group:
         duration = end_ns - start_ns
         duration[backwards] = 0
         trace_state = text(spans.field("trace_state"))
+        parents = spans.field("parent_span_id")
+        labels = LabelColumns(len(spans))
         status = spans.field("status")
         received = np.array([request.received_at_ns for request in self.requests], np.int64)
         return {
             "trace_id": hex_texts(spans.field("trace_id")),
             "span_id": hex_texts(spans.field("span_id")),
-            "parent_span_id": _parents(spans.field("parent_span_id")),
+            "parent_span_id": with_nulls(hex_texts(parents), valid(parents, SPAN_ID_BYTES)),
             "trace_state": null_where_empty(trace_state),
             "flags": spans.field("flags"),
             "start_time": _times(start_ns.view(np.int64)),
             "duration_ns": pa.array(duration.view(np.int64)),
             "status_message": null_where_empty(text(status.field("message"))),
             "sample_weight": sample_weights(trace_state),
-            "scope_name": self._scope_label([scope.name for scope in self.scopes.items]),
-            "scope_version": self._scope_label([scope.version for scope in self.scopes.items]),
+            "scope_name": labels.of(self.scopes.codes, [scope.name or None for scope in self.scopes.items]),
+            "scope_version": labels.of(self.scopes.codes, [scope.version or None for scope in self.scopes.items]),
             "events": decode_events(spans.field("events")),
             "links": decode_links(spans.field("links")),
-            "resource_id": Labels.of(
-                self.resources.codes, [resource.id for resource in self.resources.items]
-            ).to_arrow(),
+            "resource_id": labels.of(self.resources.codes, [resource.id for resource in self.resources.items]),
             "received_at": _times(np.repeat(received, self.wire.span_counts_by_request)),
-            **self._meaning(mapping, backwards, end_ns),
+            **self._meaning(mapping, labels, backwards, end_ns),
         }
 
-    def _meaning(self, mapping: Mapping, backwards: npt.NDArray[np.bool_], end_ns: npt.NDArray[Any]) -> dict[str, Any]:
+    def _meaning(
+        self, mapping: Mapping, labels: LabelColumns, backwards: npt.NDArray[np.bool_], end_ns: npt.NDArray[Any]
+    ) -> dict[str, Any]:
         """The columns that attributes fill, and the attributes that are left."""
         spans = self.wire.spans
         kinds = fixed(spans.field("kind"), np.int32)
         codes = fixed(spans.field("status").field("code"), np.int32)
         names = _names(spans.field("name"))
         attributes = decode_attributes(spans.field("attributes"))
-        promotion = Promotion(mapping, attributes, self.resources)
+        promotion = Promotion(mapping, attributes, self.resources, labels)
         component = promotion.component(kinds)
         columns = {
             column: promotion.text(column, self._tenants() if column == "tenant" else None)
@@ -141,9 +147,9 @@ class _Group:
         }
         columns |= {
             "name": names.to_arrow(),
-            "kind": _enum(kinds, semantics.KINDS),
-            "status": _enum(codes, semantics.STATUSES),
-            "component": Labels(component.astype(np.int32), pa.array(semantics.COMPONENTS)).to_arrow(),
+            "kind": _enum(kinds, _KINDS),
+            "status": _enum(codes, _STATUSES),
+            "component": Labels(component.astype(np.int32), _COMPONENTS).to_arrow(),
             "operation": promotion.operation(names, component),
             "cache_hit": promotion.cache_hit(),
         }
@@ -159,9 +165,6 @@ class _Group:
         tenants = [request.tenant or None for request in self.requests]
         return Labels.of(self.request, tenants) if any(tenants) else None
 
-    def _scope_label(self, texts: list[str]) -> pa.Array:
-        return Labels.of(self.scopes.codes, [text or None for text in texts]).to_arrow()
-
     def _extras(
         self, kinds: Int32s, codes: Int32s, backwards: npt.NDArray[np.bool_], end_ns: npt.NDArray[Any]
     ) -> list[Extra]:
@@ -170,22 +173,19 @@ class _Group:
         extras = []
         for name in ("dropped_attributes_count", "dropped_events_count", "dropped_links_count"):
             counts = fixed(spans.field(name), np.uint32)
-            extras.append(_number_extra(f"otel.{name}", counts > 0, counts))
+            extras += _number_extra(f"otel.{name}", counts > 0, counts)
         for i, scope in enumerate(self.scopes.items):
             if scope.extras:
                 owners = np.flatnonzero(self.scopes.codes == i)
-                extras.extend(
-                    Extra(key, owners, pa.repeat(pa.scalar(value), len(owners))) for key, value in scope.extras
-                )
+                extras += [Extra(key, owners, pa.repeat(pa.scalar(value), len(owners))) for key, value in scope.extras]
+        extras += _number_extra("spanlake.kind", _unknown(kinds, _KINDS), kinds)
+        extras += _number_extra("spanlake.status_code", _unknown(codes, _STATUSES), codes)
+        extras += _number_extra("spanlake.end_time_unix_nano", backwards, end_ns)
         parents = spans.field("parent_span_id")
         malformed = _malformed(parents)
-        extras += [
-            _number_extra("spanlake.kind", _unknown(kinds, semantics.KINDS), kinds),
-            _number_extra("spanlake.status_code", _unknown(codes, semantics.STATUSES), codes),
-            _number_extra("spanlake.end_time_unix_nano", backwards, end_ns),
-            Extra("spanlake.parent_span_id", malformed, hex_texts(parents.take(pa.array(malformed)))),
-        ]
-        return [extra for extra in extras if len(extra.owners)]
+        if malformed.size:
+            extras.append(Extra("spanlake.parent_span_id", malformed, hex_texts(parents.take(pa.array(malformed)))))
+        return extras
 
     def _resource_rows(self, good: npt.NDArray[np.bool_]) -> pa.RecordBatch:
         used, first = np.unique(self.resources.codes[good], return_index=True)
@@ -211,25 +211,23 @@ def _names(names: pa.BinaryArray) -> Labels:
     return Labels(encoded.indices.to_numpy(), text(encoded.dictionary))
 
 
-def _unknown(codes: Int32s, names: Sequence[str]) -> npt.NDArray[np.bool_]:
+def _unknown(codes: Int32s, names: pa.StringArray) -> npt.NDArray[np.bool_]:
     return (codes < 0) | (codes >= len(names))
 
 
-def _enum(codes: Int32s, names: Sequence[str]) -> pa.DictionaryArray:
+def _enum(codes: Int32s, names: pa.StringArray) -> pa.DictionaryArray:
     """Names of an enum's numbers; the first name for numbers that have none."""
-    return Labels(np.where(_unknown(codes, names), 0, codes), pa.array(names)).to_arrow()
+    return Labels(np.where(_unknown(codes, names), 0, codes), names).to_arrow()
 
 
 def _malformed(parents: pa.BinaryArray) -> npt.NDArray[np.intp]:
     """Parent ids that are neither empty, nor all zero, nor of the right length."""
-    return np.flatnonzero((np.diff(offsets(parents)) != SPAN_ID_BYTES) & ~blank(parents))
+    size = np.diff(offsets(parents))
+    odd = (size != SPAN_ID_BYTES) & (size > 0)
+    return np.flatnonzero(odd & ~blank(parents)) if odd.any() else np.flatnonzero(odd)
 
 
-def _parents(parents: pa.BinaryArray) -> pa.StringArray:
-    present = (np.diff(offsets(parents)) == SPAN_ID_BYTES) & ~blank(parents)
-    return with_nulls(hex_texts(parents), present)
-
-
-def _number_extra(key: str, where: npt.NDArray[np.bool_], numbers: npt.NDArray[Any]) -> Extra:
+def _number_extra(key: str, where: npt.NDArray[np.bool_], numbers: npt.NDArray[Any]) -> list[Extra]:
+    """The numbers as an extra of those spans, none where there are no such spans."""
     owners = np.flatnonzero(where)
-    return Extra(key, owners, pa.array(numbers[owners]).cast(pa.string()))
+    return [Extra(key, owners, pa.array(numbers[owners]).cast(pa.string()))] if owners.size else []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -54,3 +55,26 @@ class Labels:
         missing = self.codes < 0
         indices = pa.array(self.codes, mask=missing if missing.any() else None)
         return pa.DictionaryArray.from_arrays(indices, self.dictionary, safe=False)
+
+
+class LabelColumns:
+    """Makes LABEL columns of a given length; those of one text share their memory."""
+
+    def __init__(self, count: int) -> None:
+        self._count = count
+
+    @cached_property
+    def _zeros(self) -> pa.Int32Array:
+        return pa.array(np.zeros(self._count, np.int32))
+
+    @cached_property
+    def _nulls(self) -> pa.DictionaryArray:
+        return pa.nulls(self._count, LABEL)
+
+    def of(self, codes: Int32s, texts: Sequence[str | None]) -> pa.DictionaryArray:
+        """`texts[code]` by row, as Labels.of."""
+        if len(texts) != 1:
+            return Labels.of(codes, texts).to_arrow()
+        if texts[0] is None:
+            return self._nulls
+        return pa.DictionaryArray.from_arrays(self._zeros, pa.array(texts, pa.string()), safe=False)

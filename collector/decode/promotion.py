@@ -13,9 +13,9 @@ import pyarrow.compute as pc
 from collector.decode import semantics
 from collector.decode.anyvalue import Kind
 from collector.decode.attributes import Attributes
-from collector.decode.labels import Labels
+from collector.decode.labels import LabelColumns, Labels
 from collector.decode.origins import Coded, Resource
-from collector.decode.semantics import Mapping
+from collector.decode.semantics import Candidate, Mapping
 from collector.decode.wire import Int32s
 
 Mask = npt.NDArray[np.bool_]
@@ -23,6 +23,7 @@ Positions = npt.NDArray[Any]
 # positions of attributes -> (which of them convert, the values of all of them)
 Convert = Callable[[Positions], tuple[Mask, npt.NDArray[Any]]]
 
+_NONE = np.empty(0, np.intp)
 _TOPIC_KINDS = (semantics.KINDS.index("producer"), semantics.KINDS.index("consumer"))
 _HITS = pa.array(list(semantics.HITS))
 _HIT_VALUES = np.array(list(semantics.HITS.values()))
@@ -31,7 +32,10 @@ _HIT_VALUES = np.array(list(semantics.HITS.values()))
 class Promotion:
     """Columns of one group of spans; `moved` collects the positions of attributes that filled one."""
 
-    def __init__(self, mapping: Mapping, attributes: Attributes, resources: Coded[Resource]) -> None:
+    def __init__(
+        self, mapping: Mapping, attributes: Attributes, resources: Coded[Resource], columns: LabelColumns
+    ) -> None:
+        self._columns = columns
         self._mapping = mapping
         self._attributes = attributes
         self._values = attributes.values
@@ -44,7 +48,7 @@ class Promotion:
     @property
     def moved(self) -> Positions:
         """Positions of the attributes that filled a column so far; one may come more than once."""
-        return np.concatenate(self._moved) if self._moved else np.empty(0, np.intp)
+        return np.concatenate(self._moved) if self._moved else _NONE
 
     def _locate(self) -> dict[str, Int32s]:
         """For each key that matters and occurs: the position of its attribute on every span, -1 where it has none."""
@@ -65,6 +69,8 @@ class Promotion:
         """LABEL column; where `given` has a text, that comes before all candidates."""
         default = semantics.DEFAULTS.get(column)
         texts = [resource.columns.get(column, (0, default))[1] for resource in self._resources]
+        if given is None and not self._present(column):
+            return self._columns.of(self._resource, texts)
         base = Labels.of(self._resource, texts)
         free = None
         if given is not None:
@@ -75,12 +81,11 @@ class Promotion:
 
     def operation(self, names: Labels, component: npt.NDArray[np.uint8]) -> pa.DictionaryArray:
         """LABEL column `operation`: candidates, else "METHOD route" of an HTTP span, else the span's name."""
-        by_resource = Labels.of(
-            self._resource, [resource.columns.get("operation", (0, None))[1] for resource in self._resources]
-        )
         base = self._with_routes(names, component)
-        rows = np.flatnonzero(by_resource.codes >= 0)
-        if rows.size:
+        texts = [resource.columns.get("operation", (0, None))[1] for resource in self._resources]
+        if any(texts):
+            by_resource = Labels.of(self._resource, texts)
+            rows = np.flatnonzero(by_resource.codes >= 0)
             base = base.overlaid(rows, by_resource.dictionary.take(pa.array(by_resource.codes[rows])))
         return self._overlaid("operation", base, None).to_arrow()
 
@@ -116,21 +121,23 @@ class Promotion:
 
     def _winners(self, column: str, convert: Convert, free: Mask | None = None) -> tuple[Positions, Positions]:
         """Spans whose own attributes fill the column, and the positions of these. They count as moved."""
+        candidates = self._present(column)
+        if not candidates:
+            return _NONE, _NONE
         best = np.full(self._count, -1, np.int32)
         rank = np.zeros(self._count, np.int32)
-        seen = False
-        for candidate in reversed(self._mapping.candidates[column]):
-            located = self._by_key.get(candidate.key) if candidate.on_span else None
-            if located is None:
-                continue
+        for candidate in reversed(candidates):
+            located = self._by_key[candidate.key]
             rows = np.flatnonzero(located >= 0 if free is None else (located >= 0) & free)
             rows = rows[convert(located[rows])[0]]
-            best[rows], rank[rows], seen = located[rows], candidate.rank, True
-        if not seen:
-            return np.empty(0, np.intp), np.empty(0, np.intp)
+            best[rows], rank[rows] = located[rows], candidate.rank
         rows = np.flatnonzero((best >= 0) & self._before_resource(column, rank))
         self._moved.append(best[rows])
         return rows, best[rows]
+
+    def _present(self, column: str) -> list[Candidate]:
+        """Candidates that occur on any span."""
+        return [c for c in self._mapping.candidates[column] if c.on_span and c.key in self._by_key]
 
     def _before_resource(self, column: str, rank: Int32s) -> Mask | np.bool_:
         """Where a span's candidate of this rank comes before what its resource gives."""

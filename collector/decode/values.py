@@ -87,24 +87,21 @@ def decode_values(source: KeyValues) -> Values:
     size = end - start
     tag = np.take(data, start, mode="clip") if data.size else np.zeros(len(start), np.uint8)
     tag[size == 0] = 0
-    rest = [
-        _strings(built, source, np.flatnonzero(tag == _STRING)),
-        _bools(built, source, np.flatnonzero(tag == _BOOL)),
-        _ints(built, source, np.flatnonzero(tag == _INT)),
-        _doubles(built, source, np.flatnonzero(tag == _DOUBLE)),
-    ]
-    known = (tag == _STRING) | (tag == _BOOL) | (tag == _INT) | (tag == _DOUBLE) | (size == 0)
-    if not known.all():
-        rest.append(np.flatnonzero(~known))
-    remaining = np.concatenate(rest)
+    recognised, rest = 0, []
+    for known, decode in _BY_TAG.items():
+        which = np.flatnonzero(tag == known)
+        if which.size:
+            recognised += which.size
+            rest.append(decode(built, source, which))
+    if recognised < len(tag):
+        rest.append(np.flatnonzero(~np.isin(tag, list(_BY_TAG)) & (size > 0)))
+    remaining = np.concatenate(rest) if rest else built.text_index
     if remaining.size:
         _others(built, source, remaining)
     return built.values()
 
 
 def _strings(built: _Builder, source: KeyValues, which: Positions) -> Positions:
-    if not which.size:
-        return which
     start, end = source.start[which], source.end[which]
     content, plain = strip_string_header(source.data, start, end)
     rest = which[:0]
@@ -125,8 +122,6 @@ def _every_other(first: int, count: int) -> Int32s:
 
 
 def _bools(built: _Builder, source: KeyValues, which: Positions) -> Positions:
-    if not which.size:
-        return which
     start = source.start[which]
     flag = np.take(source.data, start + 1, mode="clip")
     plain = (source.end[which] - start == 2) & (flag <= 1)
@@ -139,8 +134,6 @@ def _bools(built: _Builder, source: KeyValues, which: Positions) -> Positions:
 
 
 def _ints(built: _Builder, source: KeyValues, which: Positions) -> Positions:
-    if not which.size:
-        return which
     start = source.start[which] + 1
     number, plain = _varints(source.data, start, source.end[which] - start)
     rest = which[:0]
@@ -182,6 +175,9 @@ def _doubles(built: _Builder, source: KeyValues, which: Positions) -> Positions:
         built.text_index[good[number == -np.inf]] = 5
     rest: Positions = which[~plain]
     return rest
+
+
+_BY_TAG = {_STRING: _strings, _BOOL: _bools, _INT: _ints, _DOUBLE: _doubles}
 
 
 def _number_texts(numbers: npt.NDArray[Any]) -> pa.StringArray:
