@@ -57,7 +57,12 @@ class Bite:
 
 def configure(lake: Lake) -> None:
     """Set how DuckLake writes merged files; kept in the catalog."""
-    options = {"parquet_compression": "zstd", "parquet_compression_level": "3", "target_file_size": "32MB"}
+    options = {
+        "parquet_compression": "zstd",
+        "parquet_compression_level": "1",
+        "parquet_version": "2",
+        "target_file_size": "32MB",
+    }
     with lake.read() as reader:
         present = dict(reader.rows(f"SELECT option_name, value FROM {engine.CATALOG}.options() WHERE scope = 'GLOBAL'"))
     if all(name in present for name in options):

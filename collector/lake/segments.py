@@ -28,7 +28,8 @@ def write_segment(table: pa.Table, folder: Path) -> Path:
                 file,
                 compression="zstd",
                 compression_level=1,
-                write_page_index=False,
+                use_dictionary=_dictionary_columns(table.schema),
+                column_encoding=_encodings(table.schema),
                 row_group_size=131_072,
                 store_schema=False,
             )
@@ -40,6 +41,25 @@ def write_segment(table: pa.Table, folder: Path) -> Path:
         raise
     _sync_folder(folder)
     return final
+
+
+def _dictionary_columns(schema: pa.Schema) -> list[str]:
+    """Columns of few distinct values; trying a dictionary on the others costs time and is given up anyway."""
+    columns = [field.name for field in schema if pa.types.is_dictionary(field.type)]
+    for field in schema:
+        if pa.types.is_map(field.type):
+            columns += [f"{field.name}.key_value.key", f"{field.name}.key_value.value"]
+    return columns
+
+
+def _encodings(schema: pa.Schema) -> dict[str, str]:
+    encodings = {}
+    for field in schema:
+        if pa.types.is_string(field.type):
+            encodings[field.name] = "DELTA_LENGTH_BYTE_ARRAY"
+        elif pa.types.is_int64(field.type) or pa.types.is_timestamp(field.type):
+            encodings[field.name] = "DELTA_BINARY_PACKED"
+    return encodings
 
 
 def _sync_folder(folder: Path) -> None:

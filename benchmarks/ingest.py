@@ -1,0 +1,172 @@
+"""Ingest end to end: spans per CPU-second of the whole collector process, acknowledgement latency, delay to queries.
+
+    python benchmarks/ingest.py [--seconds 20] [--spans-per-request 512] [--protocol grpc|http] [--rate SPANS_PER_SECOND]
+
+The collector runs as `spanlake collect` in a process of its own. What is counted is its CPU time (user and system)
+from the first request until everything is sealed and it has stopped: receive, decode, spool, write, commit, merge.
+Without --rate as fast as the collector answers; with it, at that pace, which is where the latencies mean something.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+import grpc
+import http.client
+import psutil
+
+from benchmarks.traffic import Traffic
+from benchmarks.machine import describe
+from collector.config import StorageConfig
+from collector.lake.lake import Lake
+from collector.lake.location import locate
+
+EXPORT = "/opentelemetry.proto.collector.trace.v1.TraceService/Export"
+
+
+class Sender(threading.Thread):
+    """One client that sends a request, waits for the answer, and sends the next."""
+
+    def __init__(self, number: int, arguments: argparse.Namespace, ready: dict[str, str], until: float) -> None:
+        super().__init__()
+        self._number = number
+        self._arguments = arguments
+        self._ready = ready
+        self._until = until
+        self.latencies_ms: list[float] = []
+        self.spans = 0
+
+    def run(self) -> None:
+        spans_per_request = self._arguments.spans_per_request
+        traffic = Traffic(spans_per_request, 60_000 // self._arguments.senders + spans_per_request, self._number)
+        send = self._grpc() if self._arguments.protocol == "grpc" else self._http()
+        rate = self._arguments.rate
+        pause = spans_per_request * self._arguments.senders / rate if rate else 0.0
+        due = time.monotonic() + pause * self._number / self._arguments.senders
+        for payload in traffic:
+            if rate:
+                time.sleep(max(0.0, due - time.monotonic()))
+                due += pause
+            started = time.monotonic()
+            if started > self._until:
+                break
+            send(payload)
+            self.latencies_ms.append((time.monotonic() - started) * 1e3)
+            self.spans += spans_per_request
+
+    def _grpc(self):
+        channel = grpc.insecure_channel(self._ready["grpc"], [("grpc.use_local_subchannel_pool", 1)])
+        return channel.unary_unary(EXPORT)
+
+    def _http(self):
+        connection = http.client.HTTPConnection(self._ready["http"])
+
+        def send(payload: bytes) -> None:
+            connection.request("POST", "/v1/traces", payload, {"Content-Type": "application/x-protobuf"})
+            response = connection.getresponse()
+            body = response.read()
+            if response.status != 200:
+                raise RuntimeError(f"{response.status} {body!r}")
+
+        return send
+
+
+def percentile(values: list[float], q: float) -> float:
+    return statistics.quantiles(values, n=1000, method="inclusive")[int(q * 1000) - 1] if len(values) > 1 else values[0]
+
+
+def measure(arguments: argparse.Namespace) -> dict[str, object]:
+    with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
+        data = str(Path(folder) / "data")
+        command = [sys.executable, "-m", "dashboard.cli", "collect", "--data", data]
+        collector = subprocess.Popen(
+            [*command, "--grpc", "127.0.0.1:0", "--http", "127.0.0.1:0"], stdout=subprocess.PIPE
+        )
+        ready = json.loads(collector.stdout.readline())
+        process = psutil.Process(collector.pid)
+        before, rss_start = process.cpu_times(), process.memory_info().rss
+        started = time.monotonic()
+        senders = [Sender(i, arguments, ready, started + arguments.seconds) for i in range(arguments.senders)]
+        for sender in senders:
+            sender.start()
+        rss = [rss_start]
+        while any(sender.is_alive() for sender in senders):
+            rss.append(process.memory_info().rss)
+            time.sleep(0.05)
+        wall = time.monotonic() - started
+        collector.terminate()
+        after = process.cpu_times()
+        while collector.poll() is None:
+            try:
+                after = process.cpu_times()
+            except psutil.NoSuchProcess:
+                break
+            time.sleep(0.002)
+        spans = sum(sender.spans for sender in senders)
+        cpu = after.user + after.system - before.user - before.system
+        latencies = [latency for sender in senders for latency in sender.latencies_ms]
+        stored, delays, size = stored_in(data)
+        if stored != spans:
+            raise SystemExit(f"acknowledged {spans} spans, stored {stored}")
+    return {
+        "protocol": arguments.protocol,
+        "spans_per_request": arguments.spans_per_request,
+        "senders": arguments.senders,
+        "rate_asked": arguments.rate,
+        "spans": spans,
+        "spans_per_second": round(spans / wall),
+        "spans_per_cpu_second": round(spans / cpu),
+        "cores": round(cpu / wall, 2),
+        "rss_start_mib": rss_start >> 20,
+        "rss_max_mib": max(rss) >> 20,
+        "ack_p50_ms": round(percentile(latencies, 0.5), 1),
+        "ack_p99_ms": round(percentile(latencies, 0.99), 1),
+        "queryable_p50_s": round(percentile(delays, 0.5), 2),
+        "queryable_p99_s": round(percentile(delays, 0.99), 2),
+        "bytes_per_span": round(size / spans, 1),
+    }
+
+
+def stored_in(data: str) -> tuple[int, list[float], int]:
+    """Spans stored, the delay in seconds of each 100th from its arrival to the commit that shows it, bytes on disk."""
+    with Lake(locate(StorageConfig(data=data)), read_only=True) as lake, lake.read() as reader:
+        stored = int(reader.row("SELECT count(*) FROM spans")[0])
+        delays = reader.rows(
+            """
+            SELECT epoch(s.snapshot_time) - epoch_ns(i.received_at) / 1e9
+            FROM ducklake_table_insertions('lake', 'main', 'spans', 0, ?) i JOIN lake.snapshots() s USING (snapshot_id)
+            WHERE hash(i.span_id) % 100 = 0
+            """,
+            [reader.snapshot_id()],
+        )
+        size = reader.row("SELECT sum(data_file_size_bytes) FROM ducklake_list_files('lake', 'spans')")[0]
+    return stored, [float(delay) for (delay,) in delays], int(size)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seconds", type=float, default=20)
+    parser.add_argument("--spans-per-request", type=int, default=512)
+    parser.add_argument("--senders", type=int, default=8)
+    parser.add_argument("--protocol", choices=("grpc", "http"), default="grpc")
+    parser.add_argument("--rate", type=float, default=0, help="spans per second; 0: as fast as answered")
+    parser.add_argument("--folder", default=None, help="where the data folder is made; default: the temporary folder")
+    parser.add_argument("--json", type=Path, default=None)
+    arguments = parser.parse_args()
+    result = measure(arguments) | describe()
+    for name, value in result.items():
+        print(f"{name:24} {value}")
+    if arguments.json:
+        arguments.json.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,64 @@
+"""What a lake holds and who works on it, as `spanlake status` tells it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+from importlib.metadata import version
+from platform import python_version
+
+from collector.lake import engine
+from collector.lake.lake import Reader
+from collector.lake.location import Location
+
+
+@dataclass(frozen=True)
+class TableStatus:
+    """A table's live data files, and their bytes."""
+
+    name: str
+    files: int
+    bytes: int
+
+
+@dataclass(frozen=True)
+class LakeStatus:
+    """Contents of a lake at one snapshot. `latest_span` is the newest start (UTC, in whole microseconds)."""
+
+    snapshot_id: int
+    spans: int
+    latest_span: datetime | None
+    tables: tuple[TableStatus, ...]
+    schema_version: int
+
+
+def lake_status(reader: Reader) -> LakeStatus:
+    """The contents that `reader` sees."""
+    spans, latest = reader.row("SELECT count(*), max(start_time)::TIMESTAMP FROM spans")
+    tables = reader.rows(
+        f"SELECT table_name, file_count, file_size_bytes FROM {engine.CATALOG}.table_info() ORDER BY table_name"
+    )
+    return LakeStatus(
+        snapshot_id=reader.snapshot_id(),
+        spans=int(spans),
+        latest_span=latest,
+        tables=tuple(TableStatus(name, int(files), int(size or 0)) for name, files, size in tables),
+        schema_version=int(reader.row("SELECT max(version) FROM schema_version")[0]),
+    )
+
+
+def spool_bytes(location: Location) -> int:
+    """Bytes of the spool on disk."""
+    sizes = []
+    for path in location.spool.rglob("*"):
+        try:
+            sizes.append(path.stat().st_size)
+        except FileNotFoundError:
+            continue  # trimmed just now
+    return sum(sizes)
+
+
+def versions() -> dict[str, str]:
+    """The releases that make up this installation."""
+    packages = {"spanlake": "spanlake", "duckdb": "duckdb", "ducklake": "duckdb-extension-ducklake"}
+    return {name: version(package) for name, package in packages.items()} | {"python": python_version()}
