@@ -12,9 +12,10 @@ import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
 from collector.errors import InvalidRequestError, RequestTooLargeError
-from collector.receive.encoding import GZIP_MEMBERS_MAX, PIECE_BYTES, Body, decompressor
+from collector.receive.encoding import GZIP_MEMBERS_MAX, PIECE_BYTES, Body, decompressor, sniff
 from collector.receive.status import UnsupportedEncodingError
 
 LIMIT = 4 * PIECE_BYTES
@@ -111,6 +112,22 @@ def test_cut_short(encoding: str, data: bytes, keep: float) -> None:
 def test_garbage_is_refused_or_read_never_worse(encoding: str, garbage: bytes) -> None:
     with suppress(InvalidRequestError):
         assert len(read(encoding, [garbage])) <= LIMIT
+
+
+@pytest.mark.parametrize("level", range(10))
+@pytest.mark.parametrize("window_bits", [9, 12, 15, 25, 28, 31])
+def test_sniffing_compressed_messages(level: int, window_bits: int) -> None:
+    compressor = zlib.compressobj(level, wbits=window_bits)
+    compressed = compressor.compress(b"\x0a\x02xy" * 9) + compressor.flush()
+    assert sniff(compressed) == ("gzip" if window_bits > 15 else "deflate")
+
+
+@given(length=st.integers(0, 2**21), rest=st.binary(max_size=3))
+def test_sniffing_plain_messages(length: int, rest: bytes) -> None:
+    request = ExportTraceServiceRequest()
+    request.resource_spans.add(schema_url="x" * length)
+    assert sniff(request.SerializeToString()[:4] + rest) == "identity"
+    assert sniff(b"") == sniff(b"\x0a") == "identity"
 
 
 @compressed_only

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 import resource
 import socket
 import struct
@@ -264,8 +265,9 @@ def status_field(code: grpc.StatusCode) -> bytes:
     ("encoding", "message", "code"),
     [
         ("snappy", b"\x00\x01\x02", Code.INTERNAL),
-        ("gzip", b"no gzip at all", Code.INTERNAL),
-        ("gzip", b"\x1f\x8b\x08\x00\x00\x00", Code.INTERNAL),
+        ("gzip", gzip.compress(REQUEST)[:-3], Code.INVALID_ARGUMENT),
+        ("gzip", b"\x1f\x8b\x08\x00 corrupt from here on", Code.INVALID_ARGUMENT),
+        ("deflate", zlib.compress(REQUEST)[:-3], Code.INVALID_ARGUMENT),
     ],
 )
 def test_bad_encodings_are_permanent_and_harm_nobody(

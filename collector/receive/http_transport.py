@@ -161,7 +161,6 @@ class HttpServer:
         self._server.config.timeout_graceful_shutdown = math.ceil(grace_seconds)
         self._server.should_exit = True
         await self._serving
-        self._app.close()
         self._server = self._serving = None
 
 

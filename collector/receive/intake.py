@@ -13,6 +13,7 @@ from collector.errors import InvalidRequestError
 from collector.pipeline import Accepted, TraceRequest, TraceSink
 from collector.receive.admission import Admission, Ticket
 from collector.receive.log import log
+from collector.receive.workers import Workers
 
 TENANT_HEADER = "x-scope-orgid"
 
@@ -24,6 +25,7 @@ class Intake:
         self._sink = sink
         self._deliveries: set[asyncio.Task[Accepted]] = set()
         self._unstored: set[str] = set()
+        self.workers = Workers()
         self.admission = Admission(config.requests_in_flight_max, config.pending_bytes_max)
 
     async def deliver(self, payload: bytes, tenant: str | None, ticket: Ticket) -> Accepted:
@@ -44,6 +46,10 @@ class Intake:
     async def _accept(self, request: TraceRequest, held: Ticket) -> Accepted:
         with held:
             return await self._sink.accept(request)
+
+    def close(self) -> None:
+        """Let go of the worker threads, once both servers have stopped."""
+        self.workers.close()
 
     def note_unstored(self, signal: str) -> None:
         """Say in the log, once a signal, that its data is answered with success and dropped."""

@@ -45,6 +45,7 @@ class Servers:
         """
         self._intake.admission.close()
         await asyncio.gather(self._grpc.stop(grace_seconds), self._http.stop(grace_seconds))
+        self._intake.close()
 
 
 def _with_port(address: str, port: int) -> str:
