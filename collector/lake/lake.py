@@ -112,11 +112,11 @@ class Lake:
         if read_only:
             location.require()
             engine.attach(self._root, location, read_only=True)
-            self._check_version()
         else:
             with exclusive(location.commit_lock):
                 engine.attach(self._root, location, read_only=False)
-            self._check_version()
+        with self.read() as reader:
+            check_version(reader, location)
 
     def close(self) -> None:
         """Detach. Safe to call twice."""
@@ -186,17 +186,18 @@ class Lake:
                     [definition.inline_rows_max, definition.name],
                 )
 
-    def _check_version(self) -> None:
-        with self.read() as reader:
-            present = {name for (name,) in reader.rows(_OBJECTS_SQL)}
-            if "schema_version" not in present:
-                return
-            version = reader.row("SELECT max(version) FROM schema_version")[0]
-        if version is not None and version > SCHEMA_VERSION:
-            raise OperatorError(
-                f"the lake at storage.data = {str(self.location.root)!r} has schema version {version}: expected at "
-                f"most {SCHEMA_VERSION}; it was written by a newer spanlake: upgrade this one"
-            )
+
+def check_version(reader: Reader, location: Location) -> None:
+    """Raise OperatorError for a lake whose schema is newer than this release knows."""
+    present = {name for (name,) in reader.rows(_OBJECTS_SQL)}
+    if "schema_version" not in present:
+        return
+    version = reader.row("SELECT max(version) FROM schema_version")[0]
+    if version is not None and version > SCHEMA_VERSION:
+        raise OperatorError(
+            f"the lake at storage.data = {str(location.root)!r} has schema version {version}: expected at "
+            f"most {SCHEMA_VERSION}; it was written by a newer spanlake: upgrade this one"
+        )
 
 
 def _missing(definitions: Sequence[Definition], reader: Reader) -> list[Definition]:

@@ -22,6 +22,7 @@ import pyarrow as pa
 from collector.config import QueryConfig
 from collector.errors import SpanlakeError
 from collector.lake import engine
+from collector.lake.lake import Reader, check_version
 from collector.lake.location import Location
 
 BATCH_ROWS = 10_000
@@ -91,6 +92,7 @@ def run_user_sql(location: Location, config: QueryConfig, sql: str) -> Iterator[
         timer.daemon = True
         try:
             engine.attach(connection, location, read_only=True)
+            check_version(Reader(connection), location)
             _lock_down(connection, location, spill, SPILL_FACTOR * config.memory_bytes_max)
             timer.start()
             with _database_errors(expired, config):
