@@ -53,7 +53,7 @@ def _parser() -> argparse.ArgumentParser:
     send = parser.add_argument_group("sending")
     send.add_argument("--endpoint", default=Settings.endpoint, help="OTLP endpoint (default %(default)s)")
     send.add_argument("--protocol", choices=PROTOCOLS, default=Settings.protocol, help="(default %(default)s)")
-    send.add_argument("--history", type=_duration, default=0.0, help="send this much before the start, fast: 35m, 2h")
+    send.add_argument("--history", type=_duration, default=0.0, help="send this much before the start, fast: 31m, 2h")
     send.add_argument("--duration", type=_duration, help="simulated time to send live (default: until stopped)")
     send.add_argument("--speed", type=float, default=1.0, help="simulated seconds a second; 0: as fast as possible")
     write = parser.add_argument_group("writing a file")
@@ -100,7 +100,7 @@ def _time(text: str) -> int:
 def _duration(text: str) -> float:
     match = re.fullmatch(r"(\d+(?:\.\d+)?)([smhd]?)", text)
     if not match:
-        raise argparse.ArgumentTypeError(f"{text!r} is no duration such as 90, 90s, 35m or 2h")
+        raise argparse.ArgumentTypeError(f"{text!r} is no duration such as 90, 90s, 31m or 2h")
     return float(match[1]) * _UNIT_SECONDS[match[2]]
 
 

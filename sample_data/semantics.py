@@ -16,6 +16,7 @@ from sample_data.span import Attributes
 from sample_data.topology import REGIONS, Subscription, Tenant
 
 _METHODS = ("GET", "PUT", "DELETE", "POST", "POST")
+_USER_AGENTS = ("platform-sdk-java/3.4.1", "platform-sdk-python/2.9.0", "platform-sdk-go/1.20.3")
 _OPERATIONS = ("get", "set", "delete", "get_batch", "publish")
 _RPC_METHODS = (
     "cache.v1.Cache/Get",
@@ -82,12 +83,13 @@ def template(tenant: Tenant, kind: int, store: int, region: int) -> Template:
             ("server.address", f"api.{REGIONS[region]}.platform.example"),
             ("server.port", 443),
             ("network.protocol.version", "2"),
+            ("user_agent.original", _USER_AGENTS[len(tenant.name) % len(_USER_AGENTS)]),
             tenant_id,
         ),
         client_name=f"{operation} {target}",
         client=(*_calling(operation, publish), *store_attributes, *_server(region, publish), tenant_id),
         server_name=_RPC_METHODS[kind],
-        server=(*rpc, *store_attributes),
+        server=(*rpc, *store_attributes, *_server(region, publish)),
     )
 
 
@@ -123,13 +125,14 @@ def fan_out_attributes(tenant: Tenant, topic: int) -> Attributes:
     return (*_messaging(it.name), ("topics.subscription.count", count), ("tenant.id", tenant.name))
 
 
-def consumer_attributes(tenant: Tenant, topic: str, subscription: Subscription) -> Attributes:
+def consumer_attributes(tenant: Tenant, topic: str, subscription: Subscription, region: int) -> Attributes:
     """Of the span in which a subscriber processes a message."""
     return (
         *_messaging(topic),
         ("messaging.operation.name", "process"),
         ("messaging.operation.type", "process"),
         ("messaging.consumer.group.name", subscription.group),
+        *_server(region, publish=True),
         ("tenant.id", tenant.name),
     )
 

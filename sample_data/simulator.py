@@ -19,7 +19,7 @@ from sample_data.span import Span
 from sample_data.stream import NS_PER_SECOND, Batches, Stream
 from sample_data.truth import Truth
 
-DEMO_HISTORY_SECONDS = 35 * 60.0
+DEMO_HISTORY_SECONDS = 31 * 60.0
 _STEP_SECONDS = 0.05
 
 

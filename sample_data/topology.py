@@ -154,7 +154,7 @@ class Topology:
 
 def instance_index(service: int, region: int, host: int) -> int:
     """Position in `Topology.instances` of host number `host` of a service in a region."""
-    return (region * len(Service) + service) * HOSTS_PER_SERVICE + host
+    return (region * len(SERVICE_NAMES) + service) * HOSTS_PER_SERVICE + host
 
 
 def build_topology(seed: int, tenants: int) -> Topology:

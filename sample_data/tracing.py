@@ -102,7 +102,7 @@ class SpanBuilder:
     def __init__(self, topology: Topology) -> None:
         self._tenants = topology.tenants
         self._templates: dict[tuple[int, int, int, int], Template] = {}
-        self._consumers: dict[tuple[int, int, int], Attributes] = {}
+        self._consumers: dict[tuple[int, int, int, int], Attributes] = {}
 
     def spans_of(self, operations: Operations) -> list[Span]:
         """All spans of these operations, in no particular order."""
@@ -178,7 +178,7 @@ class SpanBuilder:
         parented = joining != Joining.LINK
         start_ns = row.fan_out_start_ns + it.lag_ns
         attributes: Attributes = (
-            *self._consumer_attributes(row, it.subscription),
+            *self._consumer_attributes(row, it),
             ("messaging.message.id", ids.client.hex()),
             ("messaging.message.body.size", row.item_bytes),
         )
@@ -192,13 +192,13 @@ class SpanBuilder:
             links=() if joining == Joining.PARENT else ((ids.trace, ids.client),),
         )  # fmt: skip
 
-    def _consumer_attributes(self, row: _Operation, subscription: int) -> Attributes:
-        key = (row.tenant, row.store, subscription)
+    def _consumer_attributes(self, row: _Operation, it: _Delivery) -> Attributes:
+        key = (row.tenant, row.store, it.subscription, it.region)
         found = self._consumers.get(key)
         if found is None:
             tenant = self._tenants[row.tenant]
             topic = tenant.topics[row.store]
-            found = consumer_attributes(tenant, topic.name, topic.subscriptions[subscription])
+            found = consumer_attributes(tenant, topic.name, topic.subscriptions[it.subscription], it.region)
             self._consumers[key] = found
         return found
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -38,18 +38,21 @@ class Truth:
     unacknowledged_spans: int = 0
     first_start_ns: int = 0
     last_start_ns: int = 0
+    _counts: dict[tuple[int, int], Counts] = field(default_factory=dict, repr=False)
 
-    def add(self, topology: Topology, spans: Iterable[Span]) -> None:
-        """Count spans that are being emitted."""
+    def add(self, topology: Topology, spans: Sequence[Span]) -> None:
+        """Count spans that are being emitted; always of the same topology."""
         for span in spans:
-            region = REGIONS[topology.instances[span.instance].region]
-            key = (topology.tenants[span.tenant].name, region)
-            counts = self.by_tenant_region.get(key)
+            key = (span.tenant, topology.instances[span.instance].region)
+            counts = self._counts.get(key)
             if counts is None:
-                counts = self.by_tenant_region[key] = Counts()
+                counts = self._counts[key] = Counts()
+                self.by_tenant_region[topology.tenants[span.tenant].name, REGIONS[key[1]]] = counts
             _count(counts, span)
-            self.first_start_ns = min(self.first_start_ns or span.start_ns, span.start_ns)
-            self.last_start_ns = max(self.last_start_ns, span.start_ns)
+        if spans:
+            starts = [span.start_ns for span in spans]
+            self.first_start_ns = min(self.first_start_ns or starts[0], *starts)
+            self.last_start_ns = max(self.last_start_ns, *starts)
 
     @property
     def total(self) -> Counts:

@@ -169,7 +169,7 @@ def test_every_subscriber_gets_the_message_or_is_counted_as_undelivered(complete
 
 def test_spans_carry_the_conventions_attributes(complete):
     topology, spans = complete
-    assert 7 <= np.mean([len(s.attributes) for s in spans]) <= 12
+    assert 9 <= np.mean([len(s.attributes) for s in spans]) <= 11
     types = defaultdict(set)
     for span in spans:
         attributes = dict(span.attributes)
