@@ -29,6 +29,9 @@ _COMPONENTS, _KINDS, _STATUSES = (
 )
 
 
+_NO_RESOURCE = [pa.array([], field.type) for field in RESOURCE_SCHEMA][:-1]
+
+
 @dataclass(frozen=True, slots=True)
 class Decoded:
     """Spans of a group of requests.
@@ -190,20 +193,14 @@ class _Group:
     def _resource_rows(self, good: npt.NDArray[np.bool_]) -> pa.RecordBatch:
         used, first = np.unique(self.resources.codes[good], return_index=True)
         received = np.array([request.received_at_ns for request in self.requests], np.int64)
-        resources = [self.resources.items[code] for code in used.tolist()]
-        attributes = [[(key, value.text) for key, value in r.origin.attributes.items()] for r in resources]
-        columns = [
-            pa.array([resource.id for resource in resources], pa.string()),
-            pa.array([resource.schema_url or None for resource in resources], pa.string()),
-            pa.array(attributes, RESOURCE_SCHEMA.field("attributes").type),
-            pa.array([resource.origin.dropped_attributes_count for resource in resources], pa.uint32()),
-            _times(received[self.request[good][first]]),
-        ]
-        return pa.RecordBatch.from_arrays(columns, schema=RESOURCE_SCHEMA)
+        rows = [self.resources.items[code].row for code in used.tolist()]
+        columns = [pa.concat_arrays(parts) for parts in zip(*rows, strict=True)] or _NO_RESOURCE
+        first_seen = _times(received[self.request[good][first]])
+        return pa.RecordBatch.from_arrays([*columns, first_seen], schema=RESOURCE_SCHEMA)
 
 
 def _times(times_ns: npt.NDArray[np.int64]) -> pa.TimestampArray:
-    return pa.array(times_ns.view("datetime64[ns]"), pa.timestamp("ns"))
+    return pa.Array.from_buffers(pa.timestamp("ns"), len(times_ns), [None, pa.py_buffer(times_ns)])
 
 
 def _names(names: pa.BinaryArray) -> Labels:

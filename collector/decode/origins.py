@@ -11,8 +11,9 @@ from typing import Any, Generic, TypeVar
 import numpy as np
 import pyarrow as pa
 
-from collector.decode.anyvalue import Origin, Value, parse_resource, parse_scope
+from collector.decode.anyvalue import Value, parse_resource, parse_scope
 from collector.decode.wire import Int32s, content, text
+from collector.spans import RESOURCE_SCHEMA
 
 Item = TypeVar("Item")
 ENTRIES_MAX = 4096
@@ -21,16 +22,16 @@ BYTES_MAX = 32 * 2**20
 
 @dataclass(frozen=True, slots=True)
 class Resource:
-    """A resource and its id; `columns` holds what it gives to columns: (rank of the candidate, value).
+    """A resource: its id, what it gives to columns of spans (rank of the candidate, value), and its row.
 
     The id is 32 hex digits of BLAKE2b-128 (RFC 7693) over the serialized Resource, keyed with the digest of
-    its schema URL where it has one. The same attributes in another order are another resource.
+    its schema URL where it has one. The same attributes in another order are another resource. `row` holds
+    arrays of one element, RESOURCE_SCHEMA but for the last column.
     """
 
     id: str
-    schema_url: str
-    origin: Origin
     columns: dict[str, tuple[int, Any]]
+    row: tuple[pa.Array, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +94,10 @@ def make_resource(
     key = hashlib.blake2b(schema_url.encode()).digest() if schema_url else b""
     digest = hashlib.blake2b(raw, digest_size=16, key=key).hexdigest()
     origin = parse_resource(raw)
-    return Resource(digest, schema_url, origin, columns(origin.attributes))
+    attributes = [(key, value.text) for key, value in origin.attributes.items()]
+    values = (digest, schema_url or None, attributes, origin.dropped_attributes_count)
+    row = tuple(pa.array([value], field.type) for value, field in zip(values, RESOURCE_SCHEMA, strict=False))
+    return Resource(digest, columns(origin.attributes), row)
 
 
 def make_scope(raw: bytes, schema_url: str) -> Scope:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import json
 import re
 from collections.abc import Callable
 from typing import Any
@@ -188,7 +189,9 @@ def _each(source: Object, key: str, take: Callable[[Object], None]) -> None:
 
 
 def _shown(value: object) -> str:
-    written = orjson.dumps(value).decode()
+    if isinstance(value, dict | list):
+        return "an object" if isinstance(value, dict) else "an array"
+    written = json.dumps(value, ensure_ascii=False)
     return written if len(written) <= 60 else written[:57] + "..."
 
 
@@ -227,10 +230,10 @@ def _base64(value: object) -> bytes:
 def _integer(low: int, high: int) -> Callable[[object], int]:
     def convert(value: object) -> int:
         written = isinstance(value, str) and _INTEGER.fullmatch(value)
-        if written or (isinstance(value, float) and value.is_integer()):
-            value = int(value)  # type: ignore[call-overload]
-        if isinstance(value, int) and not isinstance(value, bool) and low <= value <= high:
-            return value
+        whole = written or (isinstance(value, float) and value.is_integer())
+        number = int(value) if whole else value  # type: ignore[call-overload]
+        if isinstance(number, int) and not isinstance(number, bool) and low <= number <= high:
+            return number
         raise _Wrong(f"{_shown(value)}, expected an integer from {low} to {high}")
 
     return convert
