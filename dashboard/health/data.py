@@ -8,11 +8,11 @@ import polars as pl
 import streamlit as st
 
 from analytics.health import Freshness, Scope, choices, freshness, health_rows, health_series
+from analytics.rollup.job import JOB
 from analytics.window import Window
 from collector.lake.lake import Lake
 from dashboard.health.selection import Selection
 
-ROLLUP_JOB = "rollup"
 ROWS_MAX = 200
 SERIES_MAX = 8
 SERIES_POINTS = 60
@@ -50,7 +50,7 @@ class Lakeside:
 def look(lake: Lake) -> Lakeside:
     """Ask the lake how fresh it is. Raises what the lake raises."""
     with lake.read() as reader:
-        return Lakeside(freshness(reader), reader.position(ROLLUP_JOB))
+        return Lakeside(freshness(reader), reader.position(JOB))
 
 
 def health(lake: Lake, position: int | None, window: Window, selection: Selection) -> Health:

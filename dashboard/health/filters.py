@@ -11,6 +11,8 @@ import streamlit as st
 from dashboard import units
 from dashboard.health.selection import (
     DIMENSIONS,
+    EARLIEST,
+    LATEST,
     VALUES_MAX,
     WINDOWS_MINUTES,
     Selection,
@@ -102,17 +104,15 @@ def _with_window(selection: Selection, name: str | None, now: datetime) -> Selec
     window = selection.window(now)
     for key, time in (("from", window.start), ("to", window.end)):
         st.session_state.setdefault(key, time.replace(tzinfo=None))
-    earliest, latest = now - timedelta(days=3650), now + timedelta(days=3650)
     start, end = (
         st.datetime_input(
             label,
             key=key,
             format="YYYY-MM-DD",
             step=timedelta(minutes=5),
-            required=True,
-            width=190,
-            min_value=earliest.replace(tzinfo=None),
-            max_value=latest.replace(tzinfo=None),
+            width=176,
+            min_value=EARLIEST.replace(tzinfo=None),
+            max_value=LATEST.replace(tzinfo=None),
         )
         for label, key in (("From, UTC", "from"), ("To, UTC", "to"))
     )

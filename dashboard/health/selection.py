@@ -18,6 +18,8 @@ DIMENSIONS: dict[str, str] = {
 }
 """Names in the URL and on the page, and the columns that they stand for."""
 CUSTOM_WINDOW_MAX = timedelta(days=31)
+EARLIEST = datetime(1971, 1, 1, tzinfo=UTC)
+LATEST = datetime(2100, 1, 1, tzinfo=UTC)
 VALUES_MAX = 50
 VALUE_CHARACTERS_MAX = 300
 _TIME_FORMAT = "%Y-%m-%dT%H:%MZ"
@@ -112,8 +114,10 @@ def format_params(selection: Selection) -> dict[str, list[str]]:
 
 
 def custom_window(start: datetime, end: datetime) -> Window:
-    """A window of the user's own. Raises ValueError, for the reader, where it is empty or too long."""
+    """A window of the user's own. Raises ValueError, for the reader, where it is empty, too long or out of range."""
     window = Window(_whole_minute(start), _whole_minute(end))
+    if window.start < EARLIEST or window.end > LATEST:
+        raise ValueError(f"expected times from {EARLIEST.year} to {LATEST.year}")
     if window.end - window.start > CUSTOM_WINDOW_MAX:
         raise ValueError(f"the window is longer than {CUSTOM_WINDOW_MAX.days} days; choose a shorter one")
     return window
