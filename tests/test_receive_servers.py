@@ -250,7 +250,7 @@ def test_a_request_over_the_whole_bound_passes_alone() -> None:
     with running(pending_bytes_max=2**20) as servers:
         assert servers.post(b"x" * 3_000_000).result() == 200
         servers.set_gate(False)
-        large = servers.export(b"x" * 3_000_000)
+        large = servers.export(b"x" * 6_000_000)
         servers.sink.await_arrivals(2)
         assert servers.post(b"x").result() == 429
         servers.set_gate(True)
@@ -269,32 +269,44 @@ def test_bytes_of_a_client_that_gave_up_are_pending_until_the_sink_is_done() -> 
         assert len(servers.sink.requests) == 2
 
 
+INCOMPLETE = (
+    f"POST /v1/traces HTTP/1.1\r\nContent-Type: {PROTOBUF}\r\nExpect: 100-continue\r\nContent-Length: 9\r\n\r\n"
+)
+
+
 def test_stop_answers_what_arrived_and_takes_no_more() -> None:
     with running() as servers:
+        late = http.client.HTTPConnection(servers.endpoints.http, timeout=10)
+        late.connect()
         servers.set_gate(False)
-        answers = (
-            [servers.post(b"\x0a\x00") for _ in range(5)],
-            [servers.export(b"\x0a\x00") for _ in range(5)],
-        )
+        posted = [servers.post(b"\x0a\x00") for _ in range(5)]
+        exported = [servers.export(b"\x0a\x00") for _ in range(5)]
         servers.sink.await_arrivals(10)
-        idle, incomplete = connect(servers), connect(servers)
-        incomplete.sendall(
-            f"POST /v1/traces HTTP/1.1\r\nContent-Type: {PROTOBUF}\r\nContent-Length: 9\r\n\r\n1".encode()
-        )
         stopping = servers.submit(servers.servers.stop(10.0))
-        assert idle.recv(1) == b""
-        assert incomplete.recv(12) in (b"", b"HTTP/1.1 503")
+        servers.submit(asyncio.sleep(0)).result(10)  # the stop has begun
+        with contextlib.suppress(ConnectionError), contextlib.closing(late):
+            late.request("POST", "/v1/traces", b"\x0a\x00", {"Content-Type": PROTOBUF})
+            assert late.getresponse().status == 503
         assert servers.export(b"\x0a\x00").result() == "UNAVAILABLE"
-        with pytest.raises(ConnectionError):
-            servers.post(b"\x0a\x00").result()
+        with contextlib.suppress(ConnectionError):
+            assert servers.post(b"\x0a\x00").result() == 503
         assert not stopping.done()
         servers.set_gate(True)
-        assert [answer.result() for answer in answers[0]] == [200] * 5
-        assert [answer.result() for answer in answers[1]] == ["OK"] * 5
+        assert [answer.result() for answer in posted] == [200] * 5
+        assert [answer.result() for answer in exported] == ["OK"] * 5
         stopping.result(10)
         assert len(servers.sink.requests) == 10
-        idle.close()
-        incomplete.close()
+
+
+def test_stop_does_not_wait_for_what_has_not_arrived() -> None:
+    with running() as servers, connect(servers) as idle, connect(servers) as incomplete:
+        incomplete.sendall(INCOMPLETE.encode())
+        assert incomplete.recv(12) == b"HTTP/1.1 100"
+        incomplete.recv(1000)
+        incomplete.sendall(b"x")
+        stopping = servers.submit(servers.servers.stop(60.0))
+        assert (idle.recv(1), incomplete.recv(1)) == (b"", b"")
+        stopping.result(10)
 
 
 def test_after_the_grace_clients_are_told_to_try_again() -> None:
