@@ -24,7 +24,9 @@ class Window:
         """Raise ValueError for naive or non-UTC times, parts of minutes, and lengths outside 1 minute to 400 days."""
         for name, value in (("start", self.start), ("end", self.end)):
             if value.utcoffset() != timedelta(0):
-                raise ValueError(f"window {name} = {value.isoformat()}: expected an aware UTC time; add tzinfo=UTC")
+                raise ValueError(
+                    f"window {name} = {value.isoformat()}: expected an aware UTC time; add tzinfo=UTC"
+                )
             if value.second or value.microsecond:
                 raise ValueError(f"window {name} = {value.isoformat()}: expected a whole minute")
         if not MINUTE <= self.end - self.start <= WINDOW_MAX:
@@ -67,7 +69,9 @@ class Window:
             return cls.last(int(length[1]) * (_UNITS[length[2]] // MINUTE), now)
         first, slash, second = text.partition("/")
         if not slash:
-            raise ValueError(f"window {text!r}: expected a length such as 15m, 1h, 24h or 7d, or START/END in ISO 8601")
+            raise ValueError(
+                f"window {text!r}: expected a length such as 15m, 1h, 24h or 7d, or START/END in ISO 8601"
+            )
         return cls(_utc(first, text), _utc(second, text))
 
 
@@ -75,5 +79,7 @@ def _utc(part: str, text: str) -> datetime:
     try:
         time = datetime.fromisoformat(part.strip())
     except ValueError as error:
-        raise ValueError(f"window {text!r}: {part.strip()!r} is no ISO 8601 time such as 2026-03-01T12:00Z") from error
+        raise ValueError(
+            f"window {text!r}: {part.strip()!r} is no ISO 8601 time such as 2026-03-01T12:00Z"
+        ) from error
     return time.replace(tzinfo=UTC) if time.tzinfo is None else time.astimezone(UTC)

@@ -1,0 +1,108 @@
+"""The jobs that keep what is derived from spans up to date, and the loop that runs them."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import duckdb
+
+from analytics.definitions import ANALYTICS_DEFINITIONS
+from analytics.rollup import compact, job
+from collector.config import Config
+from collector.errors import SpanlakeError
+from collector.lake import engine
+from collector.lake.lake import Lake, Reader
+from collector.lake.tables import COLLECTOR_DEFINITIONS
+
+log = logging.getLogger(__name__)
+
+BACKOFF_SECONDS_MAX = 60.0
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class JobReport:
+    """What a job did: `spans` it took in, in `runs` transactions; `position`: the snapshot it has come to."""
+
+    spans: int
+    runs: int
+    position: int | None
+
+
+@dataclass(frozen=True)
+class JobsReport:
+    """The reports of all jobs by name."""
+
+    jobs: dict[str, JobReport]
+
+
+@dataclass(frozen=True)
+class JobLag:
+    """How far a job is behind: `seconds_behind` is the age of the oldest commit with spans that it has not seen."""
+
+    job: str
+    position: int | None
+    newest_snapshot: int
+    spans_behind: int
+    seconds_behind: float
+
+
+def prepare(lake: Lake) -> None:
+    """Create the tables, views and macros of the jobs, and those they read, where they are missing."""
+    lake.ensure([*COLLECTOR_DEFINITIONS, *ANALYTICS_DEFINITIONS])
+
+
+def run_once(
+    lake: Lake, config: Config, stop: threading.Event | None = None, progress: Progress | None = None
+) -> JobsReport:
+    """Bring everything up to date with the spans that are there now, or as far as `stop` lets it.
+
+    `progress(spans, spans_left)` is called after each run. Safe beside other processes that do the same.
+    Raises duckdb.Error and OSError where the lake cannot be read or written; what was committed before stays.
+    """
+    stopping = stop or threading.Event()
+    spans, runs = job.catch_up(
+        lake, config.analyze.spans_per_run_max, stopping.is_set, progress or (lambda _spans, _left: None)
+    )
+    for table in compact.TABLES:
+        while not stopping.is_set() and compact.compact(lake, table):
+            pass
+    with lake.read() as reader:
+        position = reader.position(job.JOB)
+    return JobsReport({job.JOB: JobReport(spans, runs, position)})
+
+
+def run_forever(lake: Lake, config: Config, stop: threading.Event) -> None:
+    """Run every `analyze.interval_seconds` until `stop` is set; the run that is on is finished first.
+
+    An error is logged, and the next run waits twice as long as the last, at most BACKOFF_SECONDS_MAX.
+    """
+    wait_seconds = config.analyze.interval_seconds
+    while not stop.is_set():
+        try:
+            run_once(lake, config, stop)
+            wait_seconds = config.analyze.interval_seconds
+        except (duckdb.Error, OSError, SpanlakeError) as error:
+            wait_seconds = min(wait_seconds * 2, BACKOFF_SECONDS_MAX)
+            log.warning("the jobs will try again in %.0f s: %s", wait_seconds, error)
+        stop.wait(wait_seconds)
+
+
+def lag(reader: Reader) -> list[JobLag]:
+    """How far each job is behind the reader's snapshot. The rollups must exist (`prepare`)."""
+    position = reader.position(job.JOB)
+    first, spans = reader.row(
+        "SELECT min(snapshot_id), count(*) FROM spans WHERE snapshot_id > ?",
+        [job.BEFORE_ALL if position is None else position],
+    )
+    seconds = 0.0
+    if spans:
+        (seconds,) = reader.row(
+            f"SELECT epoch(now()) - epoch(min(snapshot_time)) FROM {engine.CATALOG}.snapshots() "
+            "WHERE snapshot_id >= ?",
+            [first],
+        )
+    return [JobLag(job.JOB, position, reader.snapshot_id(), int(spans), max(0.0, float(seconds)))]

@@ -1,0 +1,1 @@
+"""Rollups: spans of the lake as additive partial rows by minute and hour, each span once."""

@@ -1,0 +1,197 @@
+"""From spans to partial rows, and from partial rows to fewer of them: pure functions of frames.
+
+A partial row counts some of the spans of a window and of a set of dimensions; the sum of all rows with the same
+window and dimensions is exact, whichever spans each of them counted (ADDITIVE says how each column adds up).
+"""
+
+from __future__ import annotations
+
+from typing import Literal, cast
+
+import polars as pl
+
+from analytics.buckets import BUCKETS, ZERO_INDEX, bucket_index
+
+DIMENSIONS = ("region", "tenant", "service_name", "component", "operation", "kind")
+MEASURES = ("start_time", "duration_ns", "status", "cache_hit", "payload_bytes", "sample_weight")
+SPAN_COLUMNS = (*DIMENSIONS, *MEASURES)
+KEY = ("window_start", *DIMENSIONS)
+UNKNOWN_REGION = "unknown"
+PAYLOAD_BYTES_MAX = 2**40
+MAPS = {"latency_buckets": BUCKETS, "second_counts": pl.Map(pl.UInt16, pl.UInt32)}
+DURATION_SUM = pl.Decimal(38, 0)
+ROLLUP_SCHEMA = pl.Schema(
+    {
+        "window_start": pl.Datetime("us"),
+        **dict.fromkeys(DIMENSIONS, pl.String()),
+        **dict.fromkeys(("count", "errors", "hits", "misses", "bytes"), pl.Int64()),
+        "weighted_count": pl.Float64(),
+        "unknown_weight_count": pl.Int64(),
+        "duration_sum_ns": DURATION_SUM,
+        "duration_max_ns": pl.Int64(),
+        **MAPS,
+    }
+)
+SUMMED = (
+    "count",
+    "errors",
+    "hits",
+    "misses",
+    "bytes",
+    "weighted_count",
+    "unknown_weight_count",
+    "duration_sum_ns",
+)
+
+_MINUTE_NS = 60_000_000_000
+_CELLS_MAX = 4096  # above the number of buckets and the seconds of an hour
+_GROUPS_MAX = 2**63 // _CELLS_MAX
+
+
+def partials(spans: pl.DataFrame) -> pl.DataFrame:
+    """One row for each minute and set of dimensions of `spans`, with the columns of ROLLUP_SCHEMA.
+
+    `spans` has SPAN_COLUMNS: dimensions and status as String or Categorical, `start_time` as Datetime("ns"); others
+    are ignored. A null region becomes UNKNOWN_REGION. `payload_bytes` counts for 0 to PAYLOAD_BYTES_MAX a span, so
+    that no sum can overflow; durations are summed in 128 bits. Up to 2**23 spans at once.
+    """
+    if spans.is_empty():
+        return ROLLUP_SCHEMA.to_frame()
+    rows = _rows(spans)
+    counted = rows.group_by("group").agg(*_COUNTS, pl.col("row").first())
+    buckets = _counted(rows, pl.col("bucket").cast(pl.Int64) - ZERO_INDEX)
+    seconds = _counted(rows, pl.col("second"))
+    sums, latency, second = pl.collect_all(
+        [counted, _maps(buckets, "latency_buckets", ZERO_INDEX), _maps(seconds, "second_counts")],
+        engine="streaming",
+    )
+    found = spans.select(*DIMENSIONS, "start_time")[sums["row"]].with_columns(
+        _label("region").fill_null(UNKNOWN_REGION),
+        *(_label(name) for name in DIMENSIONS[1:]),
+        window_start=pl.col("start_time").dt.truncate("1m").cast(pl.Datetime("us")),
+    )
+    joined = pl.concat([sums, found], how="horizontal").join(latency, on="group").join(second, on="group")
+    return joined.select(ROLLUP_SCHEMA.names()).cast(ROLLUP_SCHEMA)
+
+
+def merged(rows: pl.DataFrame, window: Literal["1m", "1h"]) -> pl.DataFrame:
+    """The same sums in one row for each window of the given length and set of dimensions, in order of KEY.
+
+    Rows of minutes become rows of hours: `second_counts` then goes by the second of the hour.
+    """
+    start = pl.col("window_start")
+    numbered = rows.with_row_index("row").with_columns(
+        start.dt.truncate(window),
+        offset=(start - start.dt.truncate(window)).dt.total_seconds().cast(pl.UInt16),
+    )
+    grouped = (
+        numbered.group_by(KEY)
+        .agg(*(pl.col(name).sum() for name in SUMMED), pl.col("duration_max_ns").max(), "row")
+        .sort(KEY)
+        .with_row_index("group")
+    )
+    members = grouped.lazy().select("group", "row").explode("row", empty_as_null=False)
+    source = numbered.lazy().join(members, on="row")
+    buckets = _summed(source, "latency_buckets", pl.col("key").cast(pl.Int64) - ZERO_INDEX)
+    seconds = _summed(source, "second_counts", pl.col("key").cast(pl.Int64) + pl.col("offset"))
+    maps = pl.collect_all(
+        [_maps(buckets, "latency_buckets", ZERO_INDEX), _maps(seconds, "second_counts")], engine="streaming"
+    )
+    joined = grouped.join(maps[0], on="group", maintain_order="left").join(
+        maps[1], on="group", maintain_order="left"
+    )
+    return joined.select(ROLLUP_SCHEMA.names()).cast(ROLLUP_SCHEMA)
+
+
+_COUNTS = (
+    pl.len().alias("count"),
+    pl.col("is_error").sum().alias("errors"),
+    pl.col("cache_hit").sum().alias("hits"),
+    (pl.col("cache_hit").count() - pl.col("cache_hit").sum()).alias("misses"),
+    pl.col("payload_bytes").sum().alias("bytes"),
+    (pl.col("sample_weight").sum() + pl.col("sample_weight").null_count()).alias("weighted_count"),
+    pl.col("sample_weight").null_count().alias("unknown_weight_count"),
+    pl.col("duration_ns").cast(pl.Int128).sum().alias("duration_sum_ns"),
+    pl.col("duration_ns").max().alias("duration_max_ns"),
+)
+
+
+def _rows(spans: pl.DataFrame) -> pl.LazyFrame:
+    """Spans with `group`, a dense number of minute and dimensions, and the cells that they fall into."""
+    start_ns = pl.col("start_time").cast(pl.Int64)
+    return (
+        spans.lazy()
+        .with_columns(_groups(spans))
+        .with_row_index("row")
+        .select(
+            "row",
+            "group",
+            "cache_hit",
+            "duration_ns",
+            "sample_weight",
+            bucket=bucket_index(pl.col("duration_ns")),
+            second=start_ns // 1_000_000_000 % 60,
+            is_error=pl.col("status") == "error",
+            payload_bytes=pl.col("payload_bytes").clip(0, PAYLOAD_BYTES_MAX),
+        )
+    )
+
+
+def _groups(spans: pl.DataFrame) -> pl.Series:
+    """A number for each row, equal where minute and dimensions are, from 0 to below _GROUPS_MAX."""
+    minutes = spans["start_time"].cast(pl.Int64) // _MINUTE_NS
+    labels = [
+        spans[name].cast(pl.Categorical).to_physical().cast(pl.Int64).fill_null(-1) for name in DIMENSIONS
+    ]
+    group, size = _from_zero(minutes)
+    for label in labels:
+        codes, values = _from_zero(label)
+        if size * values > _GROUPS_MAX:
+            group, size = _dense(group)
+            codes, values = _dense(label)
+        group, size = group * values + codes, size * values
+    return group.alias("group")
+
+
+def _from_zero(numbers: pl.Series) -> tuple[pl.Series, int]:
+    """`numbers` less their smallest, and one more than the largest of that."""
+    low, high = cast(int, numbers.min()), cast(int, numbers.max())
+    return numbers - low, high - low + 1
+
+
+def _dense(numbers: pl.Series) -> tuple[pl.Series, int]:
+    """Consecutive numbers from 0 for the different `numbers`, and how many there are."""
+    different = numbers.unique().sort()
+    return different.search_sorted(numbers).cast(pl.Int64), len(different)
+
+
+def _counted(rows: pl.LazyFrame, cell: pl.Expr) -> pl.LazyFrame:
+    packed = rows.group_by((pl.col("group") * _CELLS_MAX + cell).alias("packed")).agg(value=pl.len())
+    return _unpacked(packed)
+
+
+def _summed(rows: pl.LazyFrame, name: str, cell: pl.Expr) -> pl.LazyFrame:
+    entries = rows.select("group", "offset", pl.col(name).map.entries().alias("entry"))
+    cells = entries.explode("entry", empty_as_null=False).unnest("entry")
+    packed = (pl.col("group").cast(pl.Int64) * _CELLS_MAX + cell).alias("packed")
+    return _unpacked(cells.group_by(packed).agg(pl.col("value").sum()))
+
+
+def _unpacked(packed: pl.LazyFrame) -> pl.LazyFrame:
+    return packed.select(
+        group=pl.col("packed") // _CELLS_MAX, cell=pl.col("packed") % _CELLS_MAX, value=pl.col("value")
+    )
+
+
+def _maps(cells: pl.LazyFrame, name: str, first_key: int = 0) -> pl.LazyFrame:
+    """One map a group, named and typed as the rollup's column, of columns group, cell (from `first_key`), value."""
+    dtype = MAPS[name]
+    pairs = cells.select(
+        "group", key=(pl.col("cell") + first_key).cast(dtype.key), value=pl.col("value").cast(dtype.value)
+    )
+    lists = pairs.group_by("group").agg(pl.struct("key", "value").alias(name))
+    return lists.with_columns(pl.col(name).cast(dtype))
+
+
+def _label(name: str) -> pl.Expr:
+    return pl.col(name).cast(pl.String)

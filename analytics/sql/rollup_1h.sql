@@ -1,0 +1,20 @@
+CREATE TABLE rollup_1h (
+    window_start TIMESTAMP NOT NULL,
+    region VARCHAR NOT NULL,
+    tenant VARCHAR NOT NULL,
+    service_name VARCHAR NOT NULL,
+    component VARCHAR NOT NULL,
+    operation VARCHAR NOT NULL,
+    kind VARCHAR NOT NULL,
+    count BIGINT NOT NULL,
+    errors BIGINT NOT NULL,
+    hits BIGINT NOT NULL,
+    misses BIGINT NOT NULL,
+    bytes BIGINT NOT NULL,
+    weighted_count DOUBLE NOT NULL,
+    unknown_weight_count BIGINT NOT NULL,
+    duration_sum_ns DECIMAL(38, 0) NOT NULL,
+    duration_max_ns BIGINT NOT NULL,
+    latency_buckets MAP(SMALLINT, UBIGINT) NOT NULL,
+    second_counts MAP(USMALLINT, UINTEGER) NOT NULL
+)
