@@ -11,7 +11,7 @@ from opentelemetry.proto.common.v1.common_pb2 import AnyValue, KeyValue
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
 
 from collector.config import MappingConfig
-from collector.decode import origins
+from collector.decode import origins, wire
 from collector.decode.decoder import Decoded, Decoder
 from collector.errors import InvalidRequestError
 from collector.pipeline import TraceRequest
@@ -223,6 +223,27 @@ def test_text_that_is_not_utf8_makes_a_request_invalid(where: str) -> None:
     assert b"X\xffY" in payload
     with pytest.raises(InvalidRequestError, match="not an ExportTraceServiceRequest"):
         decode(payload)
+
+
+@pytest.mark.parametrize("name", ["resource_spans", "scope_spans", "spans"])
+def test_swarms_of_empty_messages_are_refused(name: str) -> None:
+    swarm = {
+        "resource_spans": field(1, b"") * 1_000_001,
+        "scope_spans": field(1, field(2, b"") * 1_000_001),
+        "spans": field(1, field(2, field(2, b"") * 1_000_001)),
+    }[name]
+    with pytest.raises(InvalidRequestError, match=f"{name}: 1000001 in one request, expected at most 1000000"):
+        decode(swarm)
+
+
+@pytest.mark.parametrize(("name", "number"), [("attributes", 9), ("events", 11), ("links", 13)])
+def test_swarms_inside_spans_are_refused(name: str, number: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(wire, "ITEMS_MAX", 10)
+    full = field(1, field(2, field(2, span_of().SerializeToString() + field(number, b"") * 10)))
+    assert decode(full).spans.num_rows == 1
+    over = field(1, field(2, field(2, field(number, b"") * 11)))
+    with pytest.raises(InvalidRequestError, match=f"{name}: 11 in one request, expected at most 10"):
+        decode(over)
 
 
 @pytest.mark.parametrize("payload", [b"\xff\xff", b"\x0a\x05abc", b"\x0a\x02\x12\x7f"])

@@ -291,7 +291,7 @@ def test_mutated_bytes_are_refused_or_decoded() -> None:
     decoder = Decoder(MAPPING)
     originals = [bulk_small(seed).SerializeToString() for _ in range(20)]
     parsed = 0
-    for i in range(3000):
+    for i in range(2000):
         payload = mutated(originals[i % len(originals)], seed)
         message = ExportTraceServiceRequest()
         try:
@@ -308,7 +308,7 @@ def test_mutated_bytes_are_refused_or_decoded() -> None:
         if expected is not None:
             parsed += 1
             assert found.spans.num_rows + found.answers[0].rejected_spans == expected, payload.hex()
-    assert parsed > 300
+    assert parsed > 200
 
 
 def bulk_small(seed: random.Random) -> ExportTraceServiceRequest:

@@ -13,7 +13,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from collector.decode.values import Values, decode_values
-from collector.decode.wire import Int32s, checked, offsets, split_key_values
+from collector.decode.wire import Int32s, checked, lengths, split_key_values
 from collector.spans import ATTRIBUTES
 
 _DENSE_CELLS_MAX = 1 << 24
@@ -88,7 +88,7 @@ def decode_attributes(lists: pa.ListArray) -> Attributes:
     dictionary = encoded.dictionary
     names = checked(pa.Array.from_buffers(pa.string(), len(dictionary), dictionary.buffers()))
     code = encoded.indices.to_numpy(zero_copy_only=False)
-    owner = np.repeat(np.arange(len(lists), dtype=np.int32), np.diff(offsets(lists)))
+    owner = np.repeat(np.arange(len(lists), dtype=np.int32), lengths(lists))
     return _unique(len(lists), owner, code, names, values)
 
 

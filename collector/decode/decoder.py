@@ -20,7 +20,7 @@ from collector.decode.origins import Coded, Origins, Resource, Scope, make_resou
 from collector.decode.promotion import Promotion
 from collector.decode.sampling import sample_weights
 from collector.decode.semantics import Mapping
-from collector.decode.wire import Int32s, WireSpans, fixed, offsets, parse_requests, text
+from collector.decode.wire import Int32s, WireSpans, fixed, lengths, parse_requests, text
 from collector.pipeline import Accepted, TraceRequest
 from collector.spans import RESOURCE_SCHEMA, SPAN_SCHEMA
 
@@ -219,7 +219,7 @@ def _enum(codes: Int32s, names: pa.StringArray) -> pa.DictionaryArray:
 
 def _malformed(parents: pa.BinaryArray) -> npt.NDArray[np.intp]:
     """Parent ids that are neither empty, nor all zero, nor of the right length."""
-    size = np.diff(offsets(parents))
+    size = lengths(parents)
     odd = (size != SPAN_ID_BYTES) & (size > 0)
     return np.flatnonzero(odd & ~blank(parents)) if odd.any() else np.flatnonzero(odd)
 

@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from collector.decode.attributes import Extra, decode_attributes
 from collector.decode.identifiers import TIME_NS_MAX, hex_texts
-from collector.decode.wire import content, fixed, offsets, parse_messages, text
+from collector.decode.wire import content, fixed, lengths, offsets, parse_messages, text
 from collector.spans import EVENTS, LINKS
 
 
@@ -58,7 +58,7 @@ def null_where_empty(strings: pa.StringArray) -> pa.StringArray:
     """The same strings, NULL for the empty text."""
     if not content(strings).size:
         return pa.nulls(len(strings), pa.string())
-    return with_nulls(strings, np.diff(offsets(strings)) > 0)
+    return with_nulls(strings, lengths(strings) > 0)
 
 
 def with_nulls(strings: pa.StringArray, present: npt.NDArray[Any]) -> pa.StringArray:

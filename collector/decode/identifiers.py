@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from collector.decode.wire import content, offsets
+from collector.decode.wire import content, lengths, offsets
 from collector.pipeline import Accepted
 
 TRACE_ID_BYTES = 16
@@ -32,7 +32,7 @@ def hex_texts(ids: pa.BinaryArray) -> pa.StringArray:
 def blank(ids: pa.BinaryArray) -> Mask:
     """Which elements are empty or all zero."""
     bounds, data = offsets(ids), content(ids)
-    sizes = np.diff(bounds)
+    sizes = bounds[1:] - bounds[:-1]
     if len(sizes) and sizes[0] in (8, 16) and (sizes == sizes[0]).all():
         words = data[bounds[0] : bounds[-1]].view(np.uint64).reshape(len(sizes), -1)
         zero: Mask = np.logical_not(np.any(words, axis=1))
@@ -44,7 +44,7 @@ def blank(ids: pa.BinaryArray) -> Mask:
 
 def valid(ids: pa.BinaryArray, size_bytes: int) -> Mask:
     """Which elements have this size and are not all zero."""
-    good: Mask = (np.diff(offsets(ids)) == size_bytes) & ~blank(ids)
+    good: Mask = (lengths(ids) == size_bytes) & ~blank(ids)
     return good
 
 
@@ -76,7 +76,7 @@ _TRACE_SIZE, _TRACE_ZERO, _SPAN_SIZE, _SPAN_ZERO, _START, _END = range(6)
 
 def _reason_codes(spans: pa.StructArray) -> npt.NDArray[Any]:
     trace_id, span_id = spans.field("trace_id"), spans.field("span_id")
-    trace_size, span_size = np.diff(offsets(trace_id)), np.diff(offsets(span_id))
+    trace_size, span_size = lengths(trace_id), lengths(span_id)
     late_start = spans.field("start_time_unix_nano").to_numpy() > TIME_NS_MAX
     checks = [
         trace_size != TRACE_ID_BYTES,

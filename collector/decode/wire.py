@@ -30,6 +30,11 @@ _UINT32 = _Type.TYPE_UINT32
 _FIXED32 = _Type.TYPE_FIXED32
 _FIXED64 = _Type.TYPE_FIXED64
 
+# Empty messages take 2 bytes each on the wire and hundreds here, so their number is bounded.
+SPANS_MAX = 1_000_000
+ITEMS_MAX = 8_000_000
+_OUTLINE_BYTES_MIN = 2**20
+
 # message -> fields: name, number, type (a message by its name); '*' before the name: repeated
 _MESSAGES: dict[str, tuple[tuple[str, int, int | str], ...]] = {
     "Request": (("*resource_spans", 1, "ResourceSpans"),),
@@ -69,6 +74,9 @@ _MESSAGES: dict[str, tuple[tuple[str, int, int | str], ...]] = {
         ("flags", 6, _FIXED32),
     ),
     "KeyValue": (("key", 1, _BYTES), ("value", 2, _BYTES)),
+    "Outline": (("*resource_spans", 1, "ResourceOutline"),),
+    "ResourceOutline": (("*scope_spans", 2, "ScopeOutline"),),
+    "ScopeOutline": (("*spans", 2, _BYTES),),
 }
 
 
@@ -100,6 +108,12 @@ def offsets(array: pa.Array) -> Int32s:
     if buffer is None or buffer.size == 0:
         return np.zeros(1, np.int32)
     return np.frombuffer(buffer, np.int32, len(array) + 1, array.offset * 4)
+
+
+def lengths(array: pa.Array) -> Int32s:
+    """Length of every element of a list, string or binary array."""
+    bounds = offsets(array)
+    return bounds[1:] - bounds[:-1]
 
 
 def content(array: pa.Array) -> Bytes:
@@ -163,7 +177,14 @@ class KeyValues:
 
 
 def parse_requests(payloads: Sequence[bytes]) -> WireSpans:
-    """Take serialized ExportTraceServiceRequests apart. Raises InvalidRequestError."""
+    """Take serialized ExportTraceServiceRequests apart.
+
+    Raises InvalidRequestError, also where they hold more than SPANS_MAX spans, resources or scopes, or more than
+    ITEMS_MAX attributes, events or links.
+    """
+    for payload in payloads:
+        if len(payload) > _OUTLINE_BYTES_MIN:
+            _check_outline(payload)
     batch = _convert("Request", list(payloads))
     by_request = batch.column(0)
     resources = by_request.values
@@ -173,14 +194,31 @@ def parse_requests(payloads: Sequence[bytes]) -> WireSpans:
     scope_ends = offsets(by_scope)
     resource_ends = scope_ends[offsets(by_resource)]
     request_ends = resource_ends[offsets(by_request)]
+    spans = by_scope.values
+    for name in ("attributes", "events", "links"):
+        _bounded(name, len(spans.field(name).values), ITEMS_MAX)
     return WireSpans(
-        spans=by_scope.values,
+        spans=spans,
         resources=resources,
         scopes=scopes,
-        span_counts_by_request=np.diff(request_ends),
-        span_counts_by_resource=np.diff(resource_ends),
-        span_counts_by_scope=np.diff(scope_ends),
+        span_counts_by_request=request_ends[1:] - request_ends[:-1],
+        span_counts_by_resource=resource_ends[1:] - resource_ends[:-1],
+        span_counts_by_scope=scope_ends[1:] - scope_ends[:-1],
     )
+
+
+def _check_outline(payload: bytes) -> None:
+    """Refuse swarms of tiny messages before anything is built for each of them."""
+    resources = _convert("Outline", [payload]).column(0)
+    scopes = resources.values.field("scope_spans")
+    spans = scopes.values.field("spans")
+    for name, lists in (("resource_spans", resources), ("scope_spans", scopes), ("spans", spans)):
+        _bounded(name, len(lists.values), SPANS_MAX)
+
+
+def _bounded(name: str, count: int, most: int) -> None:
+    if count > most:
+        raise InvalidRequestError(f"{name}: {count} in one request, expected at most {most}; send smaller batches")
 
 
 def parse_messages(message: str, serialized: pa.BinaryArray) -> pa.RecordBatch:
