@@ -53,7 +53,8 @@ def command(config: Config, port: int) -> list[str]:
     if _is_loopback(host):
         # A page of another site must not reach a loopback server by a name that it lets point here.
         flags += [f"--server.allowedHosts={name}" for name in ("localhost", "127.0.0.1", "::1", host)]
-    return [sys.executable, "-m", "streamlit", "run", str(APP), *flags]
+    # -P: a file of the current folder must not stand in for a module.
+    return [sys.executable, "-P", "-m", "streamlit", "run", str(APP), *flags]
 
 
 def environment(config: Config, inherited: Mapping[str, str]) -> dict[str, str]:

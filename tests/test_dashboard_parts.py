@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import polars as pl
 import pytest
@@ -192,13 +193,20 @@ def test_streamlit_takes_every_option_of_the_command() -> None:
         "context = main_run.make_context('run', sys.argv[1:]); print(context.params['server_headless'])"
     )
     ran = subprocess.run(
-        [sys.executable, "-c", program, *command[4:]], capture_output=True, text=True, timeout=60, check=False
+        [sys.executable, "-c", program, *command[5:]], capture_output=True, text=True, timeout=60, check=False
     )
     assert ran.returncode == 0, ran.stderr
     assert ran.stdout.strip() == "True"
     assert {"--browser.gatherUsageStats=false", "--server.address=127.0.0.1", "--server.enableXsrfProtection=true"} <= {
         *command
     }
+
+
+def test_a_file_of_the_current_folder_is_no_module_of_the_child(tmp_path: Path) -> None:
+    (tmp_path / "click.py").write_text("raise SystemExit('the wrong click')")
+    python = launch.command(Config(), 8501)[:4]
+    ran = subprocess.run([*python, "version"], cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False)
+    assert (ran.returncode, ran.stderr) == (0, "")
 
 
 def test_names_of_other_machines_do_not_reach_a_loopback_server() -> None:
