@@ -7,10 +7,9 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import duckdb
-import polars as pl
 import pyarrow as pa
 
 from collector.errors import OperatorError, RetryableError
@@ -18,6 +17,9 @@ from collector.lake import engine
 from collector.lake.location import Location
 from collector.lake.lock import exclusive
 from collector.lake.tables import SCHEMA_VERSION, Definition
+
+if TYPE_CHECKING:
+    import polars as pl
 
 Parameters = Sequence[object] | Mapping[str, object]
 
@@ -34,6 +36,8 @@ class Reader:
 
     def frame(self, sql: str, parameters: Parameters = ()) -> pl.DataFrame:
         """The result as a polars frame. Raises duckdb.Error."""
+        import polars as pl  # noqa: PLC0415 - the collector reads no frames and starts without polars
+
         return pl.DataFrame(self.arrow(sql, parameters))
 
     def row(self, sql: str, parameters: Parameters = ()) -> tuple[Any, ...]:
