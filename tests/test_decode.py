@@ -290,6 +290,32 @@ def test_what_fills_a_column_moves_and_the_rest_stays() -> None:
     assert found["attributes"] == {"region": "b", "cache.hit": "maybe"}
 
 
+@pytest.mark.parametrize("value", [b"\x10\x02", b"\x10\x80\x01", b"\x10\x00\x10\x01", b"\x18\x07\x10\x01"])
+def test_unusual_encodings_of_true(value: bytes) -> None:
+    span = span_of().SerializeToString() + field(9, field(1, b"cache.hit") + field(2, value))
+    assert decode(field(1, field(2, field(2, span)))).spans.column("cache_hit").to_pylist() == [True]
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "column", "filled"),
+    [
+        ("http.status_code", 100, "http_status", 100), ("http.status_code", 99, "http_status", None),
+        ("http.status_code", "999", "http_status", 999), ("http.status_code", 1000, "http_status", None),
+        ("http.status_code", "x", "http_status", None), ("http.status_code", 200.0, "http_status", None),
+        ("payload.bytes", 0, "payload_bytes", 0), ("payload.bytes", -1, "payload_bytes", None),
+        ("payload.bytes", "9" * 18, "payload_bytes", 10**18 - 1), ("payload.bytes", "9" * 19, "payload_bytes", None),
+        ("payload.bytes", True, "payload_bytes", None), ("cache.hit", 1, "cache_hit", True),
+        ("cache.hit", 2, "cache_hit", None), ("cache.hit", "HIT", "cache_hit", True),
+        ("tenant", "", "tenant", "default"),
+        ("tenant", 7, "tenant", "7"), ("tenant", True, "tenant", "true"), ("tenant", 0.5, "tenant", "default"),
+    ],
+)  # fmt: skip
+def test_conversions(key: str, value: Any, column: str, filled: Any) -> None:
+    found = row({key: value})
+    assert found[column] == filled
+    assert (key in found["attributes"]) == (filled in (None, "default"))
+
+
 def test_a_candidate_is_sought_on_the_span_then_on_the_resource() -> None:
     resource = {"cloud.region": "resource", "region": "later"}
     assert row({"region": "span"}, resource)["region"] == "resource"

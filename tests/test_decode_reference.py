@@ -199,12 +199,16 @@ def assert_agrees(group: list[TraceRequest], mapping: MappingConfig, decoder: De
     found_resources = {row["resource_id"]: row for row in rows(found.resources)}
     assert found_resources == expected_resources
     assert len(found_resources) == found.resources.num_rows
-    assert_declared_not_null(found)
+    assert_well_formed(found)
 
 
-def assert_declared_not_null(found: Decoded) -> None:
+def assert_well_formed(found: Decoded) -> None:
+    """No NULL where none is allowed, no text twice in a dictionary."""
     for batch in (found.spans, found.resources):
         for field in batch.schema:
+            if pa.types.is_dictionary(field.type):
+                texts = batch.column(field.name).dictionary.to_pylist()
+                assert len(set(texts)) == len(texts), field.name
             assert field.nullable or batch.column(field.name).null_count == 0, field.name
 
 
