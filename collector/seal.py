@@ -29,7 +29,6 @@ from collector.spool import Spool
 log = logging.getLogger(__name__)
 
 _RETRY_SECONDS_MAX = 10.0
-_PROGRESS_ROWS_MAX = 500
 
 
 def job_name(spool_id: str) -> str:
@@ -55,7 +54,6 @@ class Sealer:
         self._offered_seq = spool.last_seq
         self._stopping = False
         self._failures = 0
-        self._seals = 0
         with lake.read() as reader:
             self._mark = reader.position(self._job)
         spool.start_after(self._mark or 0)
@@ -189,9 +187,6 @@ class Sealer:
             if resources.num_rows:
                 self._resources.insert(transaction, resources)
             transaction.advance(self._job, expected=self._mark, position=last)
-            self._seals += 1
-            if self._seals % _PROGRESS_ROWS_MAX == 0:
-                transaction.execute("DELETE FROM progress WHERE job = ? AND position < ?", [self._job, last])
         self._resources.remember(resources)
 
     def _is_committed(self, last: int) -> bool:

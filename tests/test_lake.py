@@ -283,6 +283,19 @@ def test_snapshots_that_a_job_still_needs_are_kept(numbered: Lake) -> None:
         assert len(reader.rows("FROM ducklake_table_insertions('lake', 'main', 'numbers', ?, ?)", [newest - 1, newest]))
 
 
+def test_cleaning_keeps_the_last_mark_of_each_job(numbered: Lake, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(maintain, "PROGRESS_ROWS_MAX", 4)
+    for job in ("a", "b"):
+        for position in range(3):
+            with numbered.write() as transaction:
+                transaction.advance(job, position - 1 if position else None, position)
+    maintain.clean(numbered)
+    with numbered.read() as reader:
+        assert reader.rows("SELECT job, position FROM progress ORDER BY job") == [("a", 2), ("b", 2)]
+    with numbered.write() as transaction:
+        transaction.advance("a", 2, 3)
+
+
 def test_any_duckdb_of_the_release_attaches_by_the_printed_statement(numbered: Lake) -> None:
     numbers(numbered, [4, 5])
     connection = duckdb.connect()

@@ -27,6 +27,7 @@ FILES_GRACE_SECONDS = 600.0
 FORGET_FILES_SECONDS = 2 * 86_400.0
 ORPHAN_GRACE_SECONDS = 3600.0
 SNAPSHOTS_KEPT_SECONDS = 3600.0
+PROGRESS_ROWS_MAX = 200
 
 _METADATA = f"__ducklake_metadata_{engine.CATALOG}"
 _LIVE_FILES_SQL = f"""
@@ -108,6 +109,7 @@ def clean(lake: Lake, now: float | None = None) -> int:
     Returns the number of orphan files that were removed. `now` is a Unix time in seconds.
     """
     now = time.time() if now is None else now
+    _forget_passed_marks(lake)
     _expire_snapshots(lake, now)
     with lake.read() as reader:
         replaced = reader.rows(_REPLACED_FILES_SQL, [now - FILES_GRACE_SECONDS])
@@ -119,6 +121,17 @@ def clean(lake: Lake, now: float | None = None) -> int:
             [engine.CATALOG, now - FORGET_FILES_SECONDS],
         )
     return _remove_orphans(lake, now)
+
+
+def _forget_passed_marks(lake: Lake) -> None:
+    """Of the marks of each job only the last counts."""
+    with lake.read() as reader:
+        if reader.row("SELECT count(*) FROM progress")[0] <= PROGRESS_ROWS_MAX:
+            return
+    with lake.write() as transaction:
+        transaction.execute(
+            "DELETE FROM progress WHERE (job, position) NOT IN (SELECT job, max(position) FROM progress GROUP BY job)"
+        )
 
 
 def _expire_snapshots(lake: Lake, now: float) -> None:
