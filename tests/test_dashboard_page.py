@@ -103,7 +103,7 @@ def text(app: AppTest) -> str:
 
 
 def query(app: AppTest) -> dict[str, list[str]]:
-    return {name: list(values) for name, values in app.query_params.items()}
+    return {name: [v] if isinstance(v, str) else list(v) for name, v in app.query_params.items()}
 
 
 def test_the_table_shows_what_changed_most_first(live: Location, page: RunPage) -> None:

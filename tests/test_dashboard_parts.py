@@ -111,7 +111,8 @@ def test_the_table_pairs_each_figure_with_its_change() -> None:
         pl.lit("eu").alias("region"), pl.lit("p95 slower").alias("change_text"),
         pl.lit(0.25).alias("unknown_weight_share"),
         pl.lit([1.0, 2.0]).alias("sparkline"), pl.lit([1.0, 2.0]).alias("sparkline_p95_ns"),
-        baseline_rate_per_second=0.0, baseline_error_rate=0.004, baseline_p50_ns=1e6, baseline_p95_ns=1e6,
+        baseline_count=100, baseline_rate_per_second=0.0, baseline_error_rate=0.004,
+        baseline_p50_ns=1e6, baseline_p95_ns=1e6,
         baseline_p99_ns=None, baseline_hit_ratio=0.95,
     )  # fmt: skip
     row = table.shown(rows, ("region",)).row(0, named=True)
@@ -122,6 +123,20 @@ def test_the_table_pairs_each_figure_with_its_change() -> None:
     assert math.isclose(row["hit_ratio_change"], -0.05)
     worse = {f.column: f.is_worse(c) for f in table.FIGURES if (c := row[f.change]) is not None}
     assert worse == {"error_rate": True, "p50_ns": False, "p95_ns": True, "hit_ratio": True}
+
+
+def test_the_table_compares_nothing_with_nearly_nothing() -> None:
+    figures = {"rate_per_second": 0.0, "error_rate": 0.5, "p50_ns": 1e6, "p95_ns": 1e6, "p99_ns": 1e6, "hit_ratio": 0.5}
+    rows = pl.DataFrame(
+        [
+            figures | {f"baseline_{name}": 0.1 for name in figures}
+            | {"region": region, "count": count, "baseline_count": before, "change_text": "", "sparkline": [0.0],
+               "sparkline_p95_ns": [0.0], "unknown_weight_share": 0.0}
+            for region, count, before in (("new", 500, 3), ("silent", 0, 500))
+        ]
+    )  # fmt: skip
+    changes = table.shown(rows, ("region",)).select(f.change for f in table.FIGURES).rows()
+    assert changes == [(None,) * 6, (0.0, None, None, None, None, None)]
 
 
 def series() -> pl.DataFrame:

@@ -8,6 +8,7 @@ import polars as pl
 import streamlit as st
 
 from analytics.health import Freshness, Scope, choices, freshness, health_rows, health_series
+from analytics.jobs import lag
 from analytics.rollup.job import JOB
 from analytics.window import Window
 from collector.lake.lake import Lake
@@ -50,7 +51,12 @@ class Lakeside:
 def look(lake: Lake) -> Lakeside:
     """Ask the lake how fresh it is. Raises what the lake raises."""
     with lake.read() as reader:
-        return Lakeside(freshness(reader), reader.position(JOB))
+        position = reader.position(JOB)
+        if position is not None:
+            return Lakeside(freshness(reader), position)
+        # Before the first run of the jobs there may be no rollups to ask.
+        waiting = [found.seconds_behind for found in lag(reader) if found.spans_behind]
+        return Lakeside(Freshness(None, 0, max(waiting, default=None)), None)
 
 
 def health(lake: Lake, position: int | None, window: Window, selection: Selection) -> Health:

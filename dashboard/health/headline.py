@@ -9,6 +9,7 @@ from typing import Literal
 import polars as pl
 import streamlit as st
 
+from analytics.change import VOLUME_MIN
 from analytics.health import Freshness
 from analytics.window import Window
 from dashboard import units
@@ -44,7 +45,7 @@ def freshness_sentence(fresh: Freshness, now: datetime) -> str:
 
 def figures(health: Health) -> list[Figure]:
     """Rate, errors, latency and hit ratio of all selected spans against the previous window."""
-    now, before = _values(health.total), _values(health.previous_total)
+    now, before = _values(health.total), _baseline(health.previous_total)
     found = [_rate(now, before), _points("Errors", "error_rate", now, before)]
     found += [_latency(name, now, before) for name in ("p50", "p95", "p99")]
     return [*found, _points("Cache hit ratio", "hit_ratio", now, before)]
@@ -99,5 +100,10 @@ def ratio(value: float | None, baseline: float | None) -> float | None:
 
 
 def _values(total: pl.DataFrame) -> dict[str, float | None]:
-    columns = ("rate_per_second", "error_rate", "p50_ns", "p95_ns", "p99_ns", "hit_ratio")
-    return dict(total.row(0, named=True)) if total.height else dict.fromkeys(columns)
+    return dict(total.row(0, named=True))
+
+
+def _baseline(total: pl.DataFrame) -> dict[str, float | None]:
+    """The figures to compare with; nothing where so few spans say little."""
+    values = _values(total)
+    return values if (values["count"] or 0) >= VOLUME_MIN else dict.fromkeys(values)

@@ -9,6 +9,7 @@ from typing import Any
 import polars as pl
 import streamlit as st
 
+from analytics.change import VOLUME_MIN
 from dashboard import units
 from dashboard.health import headline
 from dashboard.health.selection import DIMENSIONS
@@ -53,7 +54,10 @@ FIGURES = (
 
 
 def shown(rows: pl.DataFrame, by: tuple[str, ...]) -> pl.DataFrame:
-    """The columns of the table, in order: groups, change, figures each with its change, sparklines, counts."""
+    """The columns of the table, in order: groups, change, figures each with its change, sparklines, counts.
+
+    A change (`<figure>_change`) is the ratio to the baseline, for shares the difference; null below VOLUME_MIN spans.
+    """
     changes = [_change(figure).alias(figure.change) for figure in FIGURES]
     figures = {f.column: [f.column, f.change] for f in FIGURES}
     columns = [
@@ -93,9 +97,10 @@ def show(rows: pl.DataFrame, by: tuple[str, ...], palette: Palette, key: str) ->
 
 def _change(figure: Figure) -> pl.Expr:
     value, baseline = pl.col(figure.column), pl.col(f"baseline_{figure.column}")
-    if not figure.relative:
-        return value - baseline
-    return pl.when(baseline > 0).then(value / baseline)
+    change = pl.when(baseline > 0).then(value / baseline) if figure.relative else value - baseline
+    # A rate of nothing is a change, other figures of nearly nothing are chance.
+    volumes = ["baseline_count"] if figure.column == "rate_per_second" else ["baseline_count", "count"]
+    return pl.when(pl.min_horizontal(volumes) >= VOLUME_MIN).then(change)
 
 
 def _styled(table: pl.DataFrame, palette: Palette) -> Any:
