@@ -55,6 +55,8 @@ class Window:
 
         The running minute is left out: it is not whole yet, so it would show every rate too low.
         """
+        if not MINUTE <= minutes * MINUTE <= WINDOW_MAX:
+            raise ValueError(f"window of {minutes} minutes: expected 1 minute to {WINDOW_MAX.days} days")
         end = now.astimezone(UTC).replace(second=0, microsecond=0)
         return cls(end - minutes * MINUTE, end)
 
