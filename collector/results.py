@@ -90,9 +90,7 @@ def write_table(result: Result, output: IO[bytes]) -> int:
 
     lines = [line(names), line(["-" * width for width in widths]), *map(line, shown)]
     more = next(rows, None) is not None
-    lines.append(
-        f"({len(shown)} {'row' if len(shown) == 1 else 'rows'}{' shown, there are more' if more else ''})"
-    )
+    lines.append(f"({len(shown)} {'row' if len(shown) == 1 else 'rows'}{' shown, there are more' if more else ''})")
     output.write(("\n".join(lines) + "\n").encode())
     return len(shown)
 
@@ -131,9 +129,7 @@ def _readable(array: pa.Array) -> pa.Array:
         return pc.binary_join_element_wise(pc.strftime(naive, format="%Y-%m-%dT%H:%M:%S"), "Z", "")
     if pa.types.is_struct(kind):
         children = [_readable(array.field(i)) for i in range(kind.num_fields)]
-        return pa.StructArray.from_arrays(
-            children, names=[field.name for field in kind], mask=array.is_null()
-        )
+        return pa.StructArray.from_arrays(children, names=[field.name for field in kind], mask=array.is_null())
     if pa.types.is_map(kind) and _has_timestamp(kind):
         keys, items = _readable(array.keys), _readable(array.items)
         return pa.MapArray.from_arrays(array.offsets, keys, items, mask=array.is_null())

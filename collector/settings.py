@@ -21,6 +21,7 @@ from pydantic.fields import FieldInfo
 from collector.config import Config, Section
 from collector.errors import OperatorError
 from collector.lake.location import locate
+from collector.receive.address import host_and_port
 from collector.settings_text import expectation, shown
 
 PREFIX = "SPANLAKE_"
@@ -28,9 +29,6 @@ FILE_VARIABLE = "SPANLAKE_CONFIG"
 FLAGS = {"storage.data": "--data"}
 """Flags that are not named by their key alone."""
 ADDRESSES = ("grpc", "http")
-EXAMPLE_ADDRESS = (
-    "expected HOST:PORT, such as 127.0.0.1:4317 or [::1]:4317, with a port of 0 (any free) to 65535"
-)
 
 Key = tuple[str, str]
 
@@ -90,17 +88,6 @@ def resolve(
     raise OperatorError("\n  ".join([f"{title}:", *layers.problems]))
 
 
-def parse_address(text: str) -> tuple[str, int]:
-    """Host and port of HOST:PORT; an IPv6 host stands in brackets. Raises ValueError."""
-    host, colon, port = text.rpartition(":")
-    bracketed = host.startswith("[") and host.endswith("]")
-    if not colon or not host.strip("[]") or (":" in host and not bracketed) or any(c.isspace() for c in text):
-        raise ValueError(EXAMPLE_ADDRESS)
-    if not (port.isascii() and port.isdigit()) or int(port) > 65535:
-        raise ValueError(EXAMPLE_ADDRESS)
-    return host.removeprefix("[").removesuffix("]"), int(port)
-
-
 def environment_variable(section: str, key: str) -> str:
     """The variable that sets a key."""
     return f"{PREFIX}{section}_{key}".upper()
@@ -143,13 +130,9 @@ def _add_file(layers: _Layers, path: str) -> None:
     for section, table in content.items():
         if section not in models:
             hint = _did_you_mean(section, list(models))
-            layers.problems.append(
-                f"[{section}] ({origin}): unknown; expected one of {', '.join(models)}; {hint}"
-            )
+            layers.problems.append(f"[{section}] ({origin}): unknown; expected one of {', '.join(models)}; {hint}")
         elif not isinstance(table, dict):
-            layers.report(
-                section, _Given(table, origin), f"expected a table: write [{section}] and its keys below"
-            )
+            layers.report(section, _Given(table, origin), f"expected a table: write [{section}] and its keys below")
         else:
             _add_table(layers, section, table, origin)
 
@@ -164,9 +147,7 @@ def _add_table(layers: _Layers, section: str, table: Mapping[str, object], origi
         # The value of an unknown key is not shown: it could be a secret under a misspelt name.
         homes = [f"{s}.{k}" for s, k, _ in _keys() if k == key]
         hint = f"did you mean {homes[0]}?" if homes else _did_you_mean(key, list(fields))
-        layers.problems.append(
-            f"{section}.{key} ({origin}): unknown key; expected a key of [{section}]; {hint}"
-        )
+        layers.problems.append(f"{section}.{key} ({origin}): unknown key; expected a key of [{section}]; {hint}")
 
 
 def _add_environment(layers: _Layers, environ: Mapping[str, str]) -> None:
@@ -232,10 +213,9 @@ def _check_addresses(layers: _Layers, config: Config) -> None:
     for key in ADDRESSES:
         text = getattr(config.collector, key)
         try:
-            parsed[key] = parse_address(text)
-        except ValueError as error:
-            given = layers.values.get(("collector", key), _Given(text, "default"))
-            layers.report(f"collector.{key}", given, f"{error}; correct it")
+            parsed[key] = host_and_port(f"collector.{key}", text)
+        except OperatorError as error:
+            layers.problems.append(f"{error} ({layers.values['collector', key].origin})")
     if len(parsed) == len(ADDRESSES) and _collide(parsed["grpc"], parsed["http"]):
         layers.problems.append(
             f"collector.grpc = {shown(config.collector.grpc)} and collector.http = "

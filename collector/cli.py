@@ -1,0 +1,224 @@
+"""Commands on a lake and its collector: collect, sql, import, validate. Imports wait until a command runs."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, TYPE_CHECKING
+
+import click
+
+if TYPE_CHECKING:
+    from collector.config import Config
+    from collector.importing import FileReport
+    from collector.lake.location import Location
+
+PROGRESS_AFTER_SECONDS = 1.0
+
+data_option = click.option("--data", metavar="DIR", help="Data folder: catalog, data files and spool.")
+config_option = click.option("--config", "config_file", metavar="FILE", help="Configuration file (TOML).")
+grpc_option = click.option("--grpc", metavar="HOST:PORT", help="Address of OTLP/gRPC; port 0 takes a free one.")
+http_option = click.option("--http", metavar="HOST:PORT", help="Address of OTLP/HTTP; port 0 takes a free one.")
+
+
+@click.command()
+@data_option
+@grpc_option
+@http_option
+@config_option
+def collect(data: str | None, grpc: str | None, http: str | None, config_file: str | None) -> None:
+    """Receive spans over OTLP and store them.
+
+    Prints one line of JSON with its addresses when it is ready. SIGTERM or Ctrl-C stops it: what was received
+    is answered and stored first.
+    """
+    from collector import collect as collecting
+    from collector.settings import load
+
+    configure_logging()
+    overrides = {"storage": {"data": data}, "collector": {"grpc": grpc, "http": http}}
+    sys.exit(collecting.run(load(config_file, overrides)))
+
+
+@click.command()
+@click.argument("sql")
+@data_option
+@click.option(
+    "--format",
+    "format_",
+    type=click.Choice(["table", "json", "csv", "parquet"]),
+    default="table",
+    show_default=True,
+    help="Form of the result. A table shows at most 1000 rows, the others show all.",
+)
+@click.option("--output", type=click.Path(dir_okay=False, path_type=Path), help="Write to this file.")
+@config_option
+def sql(sql: str, data: str | None, format_: str, output: Path | None, config_file: str | None) -> None:
+    """Query the lake with one SQL statement; `-` reads it from standard input.
+
+    The statement may only read, and only the lake. Works while a collector runs, and while none does.
+    """
+    from collector.lake.location import locate
+    from collector.lake.sandbox import run_user_sql
+    from collector.results import WRITERS
+    from collector.settings import load
+
+    config = load(config_file, {"storage": {"data": data}})
+    text = sys.stdin.read() if sql == "-" else sql
+    if format_ == "parquet" and output is None and sys.stdout.isatty():
+        raise click.UsageError("a Parquet file does not suit a terminal: add --output FILE")
+    with (
+        _progress_note("the query runs"),
+        run_user_sql(locate(config.storage), config.query, text) as result,
+        _opened(output) as stream,
+    ):
+        WRITERS[format_](result, stream)
+
+
+@contextmanager
+def _opened(output: Path | None) -> Iterator[IO[bytes]]:
+    """Standard output, or a file that appears under its name once it is whole."""
+    if output is None:
+        yield sys.stdout.buffer
+        sys.stdout.buffer.flush()
+        return
+    from collector.errors import OperatorError
+
+    part = output.with_name(f".{output.name}.part")
+    try:
+        with part.open("wb") as stream:
+            yield stream
+        part.replace(output)
+    except OSError as error:
+        raise OperatorError(f"--output {str(output)!r} cannot be written: {error.strerror}") from error
+    finally:
+        part.unlink(missing_ok=True)
+
+
+@contextmanager
+def _progress_note(what: str) -> Iterator[None]:
+    """Say on a terminal that something takes longer than a second."""
+    note = threading.Timer(PROGRESS_AFTER_SECONDS, lambda: click.echo(f"{what} ... (Ctrl-C stops it)", err=True))
+    note.daemon = True
+    if sys.stderr.isatty():
+        note.start()
+    try:
+        yield
+    finally:
+        note.cancel()
+
+
+@click.command("import")
+@click.argument("files", nargs=-1, required=True, type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@data_option
+@click.option("--endpoint", metavar="URL", help="OTLP/gRPC address of a running collector to send to.")
+@config_option
+def import_(files: tuple[Path, ...], data: str | None, endpoint: str | None, config_file: str | None) -> None:
+    """Import OTLP files: protobuf or JSON, as the Collector's file exporter writes them, also in gzip or zstd.
+
+    Without --endpoint the spans go straight into the data folder, on which no collector may run then. Importing
+    the same request again within collector.dedup_window_seconds stores it once. The exit code is 1 if any
+    request could not be imported; the others are imported all the same.
+    """
+    from collector.settings import load
+
+    if data is not None and endpoint is not None:
+        raise click.UsageError("--data and --endpoint are two ways to the same: give one of them")
+    config = load(config_file, {"storage": {"data": data}})
+    reports = asyncio.run(_import(config, files, endpoint))
+    for report in reports:
+        _print_report(report)
+    sys.exit(1 if any(report.failed for report in reports) else 0)
+
+
+async def _import(config: Config, files: tuple[Path, ...], endpoint: str | None) -> list[FileReport]:
+    from collector.importing import EndpointSink, import_files
+
+    limit = config.collector.request_bytes_max
+    if endpoint is not None:
+        remote = EndpointSink(endpoint)
+        try:
+            with _progress_bar(files) as on_progress:
+                return await import_files(files, remote, limit, on_progress)
+        finally:
+            await remote.close()
+    from collector.collect import open_ingest
+    from collector.lake.location import locate
+
+    with open_ingest(config, _free(locate(config.storage))) as (ingest, _sealer):
+        ingest.start()
+        with _progress_bar(files) as on_progress:
+            return await import_files(files, ingest, limit, on_progress)
+
+
+def _free(location: Location) -> Location:
+    """The location, where no collector runs on it. Raises OperatorError that names its endpoint otherwise."""
+    from collector.collect import endpoints_of
+    from collector.errors import OperatorError
+    from collector.lake.lock import holder
+
+    pid = holder(location.collector_lock)
+    if pid is not None:
+        endpoints = endpoints_of(location)
+        to = f"--endpoint {endpoints.grpc}" if endpoints else "--endpoint HOST:PORT"
+        raise OperatorError(
+            f"a collector (pid {pid}) runs on storage.data = {str(location.root)!r}: expected a folder that none "
+            f"works on; import through it with {to}"
+        )
+    return location
+
+
+@contextmanager
+def _progress_bar(files: Sequence[Path]) -> Iterator[Callable[[Path, int], None]]:
+    """A bar of bytes read of all files, on a terminal only."""
+    before = {path: sum(p.stat().st_size for p in files[:index]) for index, path in enumerate(files)}
+    total = sum(path.stat().st_size for path in files)
+    with click.progressbar(length=total, label="import", file=sys.stderr, hidden=not sys.stderr.isatty()) as bar:
+        yield lambda path, position: bar.update(before[path] + position - bar.pos)
+
+
+def _print_report(report: FileReport) -> None:
+    click.echo(
+        f"{report.path}: {report.spans} spans imported, {report.rejected_spans} rejected; "
+        f"{report.requests} requests imported, {report.failed} failed"
+    )
+    for problem in report.problems:
+        click.echo(f"  {problem}", err=True)
+
+
+@click.command()
+@config_option
+@data_option
+def validate(config_file: str | None, data: str | None) -> None:
+    """Check the configuration without running anything.
+
+    Prints the effective configuration as TOML, with the origin of each value that is not a default, or every
+    problem that it has.
+    """
+    from collector.settings import resolve
+    from collector.settings_text import effective_toml
+
+    settings = resolve(config_file, {"storage": {"data": data}}, os.environ)
+    click.echo(effective_toml(settings.config, settings.origins))
+    click.echo("valid", err=True)
+
+
+def configure_logging() -> None:
+    """Log lines of a server on standard error: time in UTC, level, logger, message."""
+    logging.Formatter.converter = time.gmtime
+    logging.basicConfig(
+        level=logging.INFO,
+        stream=sys.stderr,
+        format="%(asctime)s.%(msecs)03dZ %(levelname)s %(name)s: %(message)s",
+        datefmt="%Y-%m-%dT%H:%M:%S",
+    )
+
+
+COMMANDS = [collect, sql, import_, validate]

@@ -1,0 +1,86 @@
+"""`spanlake status`: what the lake holds, how far the jobs are, and who works on it."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+from analytics import jobs
+from collector.collect import endpoints_of
+from collector.config import Config
+from collector.lake.lake import Lake, Reader
+from collector.lake.location import Location, locate
+from collector.lake.lock import holder
+from collector.lake.status import lake_status, spool_bytes, versions
+
+
+def read(config: Config) -> dict[str, Any]:
+    """The status of a lake, at one snapshot. Raises OperatorError where there is no lake."""
+    location = locate(config.storage)
+    with Lake(location, read_only=True) as lake, lake.read() as reader:
+        return describe(reader, location)
+
+
+def describe(reader: Reader, location: Location) -> dict[str, Any]:
+    """The status as the JSON form has it; times are ISO 8601 in UTC."""
+    stored = lake_status(reader)
+    collector_pid, jobs_pid = holder(location.collector_lock), holder(location.jobs_lock)
+    endpoints = endpoints_of(location) if collector_pid is not None else None
+    return {
+        "data": str(location.root),
+        "spans": stored.spans,
+        "latest_span": stored.latest_span.isoformat() + "Z" if stored.latest_span else None,
+        "snapshot": stored.snapshot_id,
+        "collector": {
+            "running": collector_pid is not None,
+            "pid": collector_pid,
+            "grpc": endpoints.grpc if endpoints else None,
+            "http": endpoints.http if endpoints else None,
+        },
+        "jobs": {
+            "running": jobs_pid is not None,
+            "pid": jobs_pid,
+            "lag": [asdict(lag) for lag in jobs.lag(reader)],
+        },
+        "spool_bytes": spool_bytes(location),
+        "tables": [asdict(table) for table in stored.tables],
+        "versions": versions() | {"schema": stored.schema_version},
+    }
+
+
+def as_text(found: dict[str, Any]) -> str:
+    """The status for people."""
+    collector, running = found["collector"], found["jobs"]
+    lines = {
+        "data": found["data"],
+        "spans": f"{found['spans']:,}, the latest started {found['latest_span'] or 'never'}",
+        "collector": f"{_running(collector)}{_addresses(collector)}",
+        "jobs": _running(running),
+        "spool": _size(found["spool_bytes"]),
+        "versions": ", ".join(f"{name} {version}" for name, version in found["versions"].items()),
+    }
+    text = [f"{name:<10} {value}" for name, value in lines.items()]
+    text += [
+        f"  {lag['job']:<22} {lag['spans_behind']:,} spans, {lag['seconds_behind']:.1f} s behind"
+        for lag in running["lag"]
+    ]
+    text.append(f"{'table':<24} {'files':>8} {'size':>12}")
+    text += [f"  {table['name']:<22} {table['files']:>8,} {_size(table['bytes']):>12}" for table in found["tables"]]
+    return "\n".join(text)
+
+
+def _running(role: dict[str, Any]) -> str:
+    return f"running, pid {role['pid']}" if role["running"] else "not running"
+
+
+def _addresses(collector: dict[str, Any]) -> str:
+    return f", OTLP/gRPC {collector['grpc']}, OTLP/HTTP {collector['http']}" if collector["grpc"] else ""
+
+
+def _size(size_bytes: int) -> str:
+    size = float(size_bytes)
+    for unit in ("B", "KiB", "MiB"):
+        if size < 1024:
+            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
+        size /= 1024
+    return f"{size:.1f} GiB"
