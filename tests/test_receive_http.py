@@ -277,7 +277,7 @@ def test_unknown_encodings_are_told_the_known_ones(servers: Running) -> None:
 @pytest.mark.parametrize(
     ("error", "expected"),
     [
-        (OverloadedError("the disk is full", 2.2), (429, 14, "3")),
+        (OverloadedError("the disk is full", 2.2), (503, 14, "3")),
         (RetryableError("the lake is away", 0.0), (503, 14, "1")),
         (InvalidRequestError("field 3"), (400, 3, None)),
         (OperatorError("the disk is broken"), (503, 14, "1")),

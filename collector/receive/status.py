@@ -18,7 +18,6 @@ from google.rpc.status_pb2 import Status
 
 from collector.errors import (
     InvalidRequestError,
-    OverloadedError,
     PermanentError,
     RequestTooLargeError,
     RetryableError,
@@ -52,7 +51,7 @@ class HeadersTooLargeError(PermanentError):
 
 _Code = grpc.StatusCode
 _TABLE: tuple[tuple[type[SpanlakeError], grpc.StatusCode, int], ...] = (  # the first that matches
-    (OverloadedError, _Code.UNAVAILABLE, 429),
+    # Never 429: OTLP/HTTP exporters of Python drop what it answers.
     (RetryableError, _Code.UNAVAILABLE, 503),
     (RequestTooLargeError, _Code.RESOURCE_EXHAUSTED, 413),
     (InvalidRequestError, _Code.INVALID_ARGUMENT, 400),
