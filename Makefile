@@ -1,0 +1,47 @@
+# spanlake for people who work on it. A fresh machine needs git, make and python3 (3.11 or newer) with venv.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+LOCK_VENV := build/lock-venv
+PYTEST_ARGS ?=
+
+.PHONY: help setup demo up test docs lock
+
+help:
+	@echo "make setup   install everything into $(VENV), exactly as locked"
+	@echo "make demo    run everything with simulated traffic"
+	@echo "make up      run everything and wait for spans"
+	@echo "make test    lint, types and tests (PYTEST_ARGS='-k sandbox' runs some of them)"
+	@echo "make docs    write the generated parts of docs/ anew"
+	@echo "make lock    resolve the dependencies anew into requirements.lock"
+
+setup: $(INSTALLED)
+
+$(INSTALLED): requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; v = sys.version_info; v >= (3, 11) or sys.exit(f"$(PYTHON) is Python {v[0]}.{v[1]}: expected 3.11 or newer; give another: make PYTHON=python3.12")'
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "installing into $(VENV); the first time takes a minute or two"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	@touch $@
+
+demo: setup
+	$(BIN)/spanlake demo
+
+up: setup
+	$(BIN)/spanlake up
+
+test: setup
+	$(BIN)/ruff check
+	$(BIN)/mypy
+	$(BIN)/pytest $(PYTEST_ARGS)
+
+docs: setup
+	$(BIN)/python docs/generate.py
+
+lock:
+	@test -x $(LOCK_VENV)/bin/uv || { $(PYTHON) -m venv $(LOCK_VENV) && $(LOCK_VENV)/bin/pip install --quiet uv; }
+	$(LOCK_VENV)/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-annotate \
+		--no-header --upgrade --extra build --extra test pyproject.toml --output-file requirements.lock

@@ -1,0 +1,72 @@
+"""Servers and folders that several test files use."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+START_SECONDS = 20.0
+
+
+@contextmanager
+def _system_server(program: str, *arguments: str, port: int, folder: Path) -> Iterator[int]:
+    """A server of the system on a loopback port. Where it is not installed: skip, in CI fail."""
+    path = shutil.which(program, path=f"{os.environ['PATH']}:/usr/sbin:/usr/local/sbin")
+    if path is None:
+        missing = f"{program} is not installed"
+        pytest.fail(missing) if os.environ.get("CI") else pytest.skip(missing)
+    with (folder / "server.log").open("wb") as log:
+        process = subprocess.Popen([path, *arguments], cwd=folder, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+    try:
+        _await_listening(process, port, folder)
+        yield port
+    finally:
+        process.terminate()
+        try:
+            process.wait(10)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+def _await_listening(process: subprocess.Popen[bytes], port: int, folder: Path) -> None:
+    deadline = time.monotonic() + START_SECONDS
+    while True:
+        try:
+            socket.create_connection(("127.0.0.1", port), timeout=1).close()
+            return
+        except OSError:
+            if process.poll() is not None or time.monotonic() > deadline:
+                pytest.fail(f"the server does not listen: {(folder / 'server.log').read_text()}")
+            time.sleep(0.02)
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@pytest.fixture
+def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
+    """The port on 127.0.0.1 of a real, empty Redis."""
+    folder, port = tmp_path_factory.mktemp("redis"), _free_port()
+    flags = ["--port", str(port), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no", "--dir", str(folder)]
+    with _system_server("redis-server", *flags, port=port, folder=folder):
+        yield port
+
+
+@pytest.fixture
+def nats_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
+    """The port on 127.0.0.1 of a real NATS server."""
+    folder, port = tmp_path_factory.mktemp("nats"), _free_port()
+    with _system_server("nats-server", "--addr", "127.0.0.1", "--port", str(port), port=port, folder=folder):
+        yield port
