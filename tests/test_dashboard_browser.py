@@ -6,7 +6,6 @@ import os
 import shutil
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 
 import pyarrow as pa
 import pytest
@@ -27,7 +26,7 @@ from dashboard import launch
 WAIT_SECONDS = 60
 ARGUMENTS = (
     "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
-    "--disable-background-networking", "--disable-component-update", "--disable-sync", "--window-size=1600,1200",
+    "--disable-background-networking", "--disable-component-update", "--disable-sync", "--window-size=1600,800",
 )  # fmt: skip
 REGIONS = ("eu-central-1", "us-east-1")
 ROW = "[data-testid=stDataFrame] canvas"
@@ -36,8 +35,8 @@ CHART = "[data-testid=stVegaLiteChart]"
 pytestmark = pytest.mark.needs_browser
 
 
-@pytest.fixture
-def browser(tmp_path: Path) -> Iterator[webdriver.Chrome]:
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[webdriver.Chrome]:
     chromium, driver = shutil.which("chromium"), shutil.which("chromedriver")
     if chromium is None or driver is None:
         if os.environ.get("CI"):
@@ -45,7 +44,7 @@ def browser(tmp_path: Path) -> Iterator[webdriver.Chrome]:
         pytest.skip("chromium and chromedriver are not installed")
     options = webdriver.ChromeOptions()
     options.binary_location = chromium
-    for argument in (*ARGUMENTS, f"--user-data-dir={tmp_path / 'profile'}"):
+    for argument in (*ARGUMENTS, f"--user-data-dir={tmp_path_factory.mktemp('profile')}"):
         options.add_argument(argument)
     options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
     chrome = webdriver.Chrome(options=options, service=Service(driver))
@@ -55,9 +54,9 @@ def browser(tmp_path: Path) -> Iterator[webdriver.Chrome]:
         chrome.quit()
 
 
-@pytest.fixture
-def location(tmp_path: Path) -> Location:
-    found = locate(StorageConfig(data=str(tmp_path / "data")))
+@pytest.fixture(scope="module")
+def location(tmp_path_factory: pytest.TempPathFactory) -> Location:
+    found = locate(StorageConfig(data=str(tmp_path_factory.mktemp("data"))))
     found.prepare()
     with Lake(found, read_only=False) as lake:
         jobs.prepare(lake)
@@ -65,7 +64,7 @@ def location(tmp_path: Path) -> Location:
     return found
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def url(location: Location) -> Iterator[str]:
     storage = StorageConfig(data=str(location.root))
     dashboard = launch.start(Config(storage=storage, dashboard=DashboardConfig(port=0, refresh_seconds=1)))

@@ -1,4 +1,4 @@
-"""The page System health on real lakes: figures, filters and their URL, and what it says with nothing to show."""
+"""The page System health on a real lake: figures, filters, their URL, and the way into a row."""
 
 from __future__ import annotations
 
@@ -17,7 +17,6 @@ from collector.config import Config, StorageConfig
 from collector.lake.lake import Lake
 from collector.lake.location import Location, locate
 from collector.lake.segments import write_segment
-from collector.lake.tables import COLLECTOR_DEFINITIONS
 from collector.spans import SPAN_SCHEMA
 from dashboard import launch
 
@@ -57,18 +56,15 @@ def row(start: datetime, region: str, tenant: str, operation: str, ns: float, *,
     }  # fmt: skip
 
 
-def new_lake(folder: Path, spans: pa.Table | None, *, analyzed: bool = True) -> Location:
+def new_lake(folder: Path, spans: pa.Table) -> Location:
     location = locate(StorageConfig(data=str(folder)))
     location.prepare()
     with Lake(location, read_only=False) as lake:
-        lake.ensure(COLLECTOR_DEFINITIONS)
-        if spans is not None:
-            path = write_segment(spans, location.files / "main" / "spans")
-            with lake.write() as transaction:
-                transaction.add_files("spans", [path])
-        if analyzed:
-            jobs.prepare(lake)
-            jobs.run_once(lake, Config())
+        jobs.prepare(lake)
+        path = write_segment(spans, location.files / "main" / "spans")
+        with lake.write() as transaction:
+            transaction.add_files("spans", [path])
+        jobs.run_once(lake, Config())
     return location
 
 
@@ -168,61 +164,3 @@ def test_bad_values_of_a_link_are_ignored_with_a_note(live: Location, page: RunP
     assert query(app) == {}
     assert "Ignored" not in text(app)
     assert len(app.dataframe[0].value) == 2
-
-
-def test_without_a_lake_the_page_says_where_to_send_spans(
-    tmp_path: Path, page: RunPage, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("SPANLAKE_COLLECTOR_HTTP", "127.0.0.1:14318")
-    app = page(locate(StorageConfig(data=str(tmp_path / "nothing"))))
-    assert "there is no lake yet" in text(app)
-    assert "OTEL_EXPORTER_OTLP_ENDPOINT=http://127.0.0.1:14318" in text(app)
-
-
-@pytest.mark.parametrize("analyzed", [True, False])
-def test_an_empty_lake_waits_for_spans(tmp_path: Path, page: RunPage, analyzed: bool) -> None:
-    app = page(new_lake(tmp_path, None, analyzed=analyzed))
-    assert "Waiting for spans" in text(app)
-    assert "OTEL_EXPORTER_OTLP_ENDPOINT=http://127.0.0.1:4317" in text(app)
-
-
-def test_spans_that_no_job_has_rolled_up_are_told(tmp_path: Path, page: RunPage) -> None:
-    now = minute(datetime.now(UTC))
-    app = page(new_lake(tmp_path, traffic(now, 2, now), analyzed=False))
-    assert "wait for their first rollup" in text(app)
-
-
-def test_with_nothing_in_the_window_the_page_jumps_to_the_newest_spans(tmp_path: Path, page: RunPage) -> None:
-    end = minute(datetime.now(UTC)) - timedelta(days=3)
-    app = page(new_lake(tmp_path, traffic(end, 10, end)))
-    assert "Nothing in this window" in text(app)
-    assert "3 d ago" in text(app)
-    assert not app.dataframe
-    drawn(app.button(key="jump").click().run())
-    assert query(app)["to"] == [f"{end:%Y-%m-%dT%H:%MZ}"]
-    assert query(app)["from"] == [f"{end - timedelta(hours=1):%Y-%m-%dT%H:%MZ}"]
-    assert app.dataframe[0].value["count"].tolist() == [60, 60]
-
-
-def test_what_went_silent_stays_in_the_table(tmp_path: Path, page: RunPage) -> None:
-    end = minute(datetime.now(UTC)) - timedelta(minutes=70)
-    app = page(new_lake(tmp_path, traffic(end, 30, end)))
-    assert app.dataframe[0].value["count"].tolist() == [0, 0]
-    assert "Nothing in this window" in text(app)
-
-
-def test_an_error_of_the_database_is_a_short_message(tmp_path: Path, page: RunPage) -> None:
-    location = new_lake(tmp_path, traffic(minute(datetime.now(UTC)), 5, datetime(2000, 1, 1)))
-    for path in location.files.rglob("*.parquet"):
-        path.write_bytes(b"not parquet")
-    app = page(location)
-    assert app.error
-    assert "Traceback" not in text(app)
-    assert len(app.error[0].value) < 700
-
-
-def test_a_broken_catalog_is_a_short_message(tmp_path: Path, page: RunPage) -> None:
-    location = locate(StorageConfig(data=str(tmp_path)))
-    location.catalog.write_bytes(b"no database" * 100)
-    app = page(location)
-    assert "does not open" in text(app)

@@ -20,7 +20,7 @@ from collector.errors import OperatorError
 from collector.settings import load
 from dashboard import launch, states, theme, units
 from dashboard.health import charts, headline, table
-from dashboard.health.data import Health
+from dashboard.health.figures import FIGURES
 
 NOW = datetime(2026, 3, 1, 12, 0, 30, tzinfo=UTC)
 
@@ -81,39 +81,36 @@ def test_the_freshness_sentence() -> None:
     assert late == "1 span rolled up, newest 5 h ago (07:00 UTC), rollups 4 min behind"
 
 
-def total(**values: float | None) -> pl.DataFrame:
+def total(before: dict[str, float | None] | None = None, **values: float | None) -> pl.DataFrame:
     row = {"count": 100, "rate_per_second": 10.0, "error_rate": 0.01, "p50_ns": 1e6, "p95_ns": 2e6, "p99_ns": 3e6}
-    return pl.DataFrame([row | {"hit_ratio": 0.9} | values])
-
-
-def health(now: pl.DataFrame, before: pl.DataFrame) -> Health:
-    empty = pl.DataFrame()
-    return Health(now, before, rows=empty, groups=0, series=empty, split="region", split_values=0)
+    row["hit_ratio"] = 0.9
+    baseline = {f"baseline_{name}": value for name, value in (row | (before or {})).items()}
+    return pl.DataFrame([row | values | baseline], infer_schema_length=None)
 
 
 def test_the_headline_marks_what_is_worse_and_nothing_else() -> None:
-    figures = headline.figures(health(total(p95_ns=5e6, hit_ratio=0.95, error_rate=0.03, p50_ns=1.1e6), total()))
-    assert {figure.label: figure.worse for figure in figures} == {
+    found = headline.metrics(total(p95_ns=5e6, hit_ratio=0.95, error_rate=0.03, p50_ns=1.1e6))
+    assert {metric.title: metric.worse for metric in found} == {
         "Rate": False, "Errors": True, "Latency p50": False, "Latency p95": True, "Latency p99": False,
         "Cache hit ratio": False,
     }  # fmt: skip
-    assert [f.change for f in figures if f.label == "Latency p95"] == ["2.5\N{MULTIPLICATION SIGN}"]
+    assert [(m.change, m.baseline) for m in found if m.title == "Latency p95"] == [
+        ("2.5\N{MULTIPLICATION SIGN}", "2.00 ms")
+    ]
 
 
 def test_the_headline_without_a_window_before_compares_nothing() -> None:
-    nothing = total(error_rate=None, p50_ns=None, p95_ns=None, p99_ns=None, hit_ratio=None, rate_per_second=0.0)
-    figures = headline.figures(health(total(), nothing))
-    assert [figure.change for figure in figures] == [""] * 6
+    names = ("error_rate", "p50_ns", "p95_ns", "p99_ns", "hit_ratio")
+    nothing: dict[str, float | None] = {"count": 0, "rate_per_second": 0.0} | dict.fromkeys(names)
+    assert [metric.change for metric in headline.metrics(total(nothing))] == [""] * 6
 
 
 def test_the_table_pairs_each_figure_with_its_change() -> None:
-    rows = total().with_columns(
+    before = {"rate_per_second": 0.0, "error_rate": 0.004, "p95_ns": 1e6, "p99_ns": None, "hit_ratio": 0.95}
+    rows = total(before).with_columns(
         pl.lit("eu").alias("region"), pl.lit("p95 slower").alias("change_text"),
         pl.lit(0.25).alias("unknown_weight_share"),
         pl.lit([1.0, 2.0]).alias("sparkline"), pl.lit([1.0, 2.0]).alias("sparkline_p95_ns"),
-        baseline_count=100, baseline_rate_per_second=0.0, baseline_error_rate=0.004,
-        baseline_p50_ns=1e6, baseline_p95_ns=1e6,
-        baseline_p99_ns=None, baseline_hit_ratio=0.95,
     )  # fmt: skip
     row = table.shown(rows, ("region",)).row(0, named=True)
     assert row["p95_ns_change"] == 2.0
@@ -121,7 +118,7 @@ def test_the_table_pairs_each_figure_with_its_change() -> None:
     assert row["p99_ns_change"] is None
     assert math.isclose(row["error_rate_change"], 0.006)
     assert math.isclose(row["hit_ratio_change"], -0.05)
-    worse = {f.column: f.is_worse(c) for f in table.FIGURES if (c := row[f.change]) is not None}
+    worse = {f.column: f.is_worse(c) for f in FIGURES if (c := row[f.change]) is not None}
     assert worse == {"error_rate": True, "p50_ns": False, "p95_ns": True, "hit_ratio": True}
 
 
@@ -135,7 +132,7 @@ def test_the_table_compares_nothing_with_nearly_nothing() -> None:
             for region, count, before in (("new", 500, 3), ("silent", 0, 500))
         ]
     )  # fmt: skip
-    changes = table.shown(rows, ("region",)).select(f.change for f in table.FIGURES).rows()
+    changes = table.shown(rows, ("region",)).select(f.change for f in FIGURES).rows()
     assert changes == [(None,) * 6, (0.0, None, None, None, None, None)]
 
 
@@ -154,7 +151,8 @@ def test_a_chart_keeps_gaps_and_times_in_utc() -> None:
     assert log["value"].to_list() == [1e6, None, None]
     assert linear["text"].to_list() == ["1.00 ms", "\N{EN DASH}", "0 ns"]
     assert linear["time"].dtype == pl.Datetime("us", "UTC")
-    encoding = charts.build(latency, lines, log=True).to_dict()["layer"][0]["encoding"]
+    assert linear["clock"].to_list()[1] == "1 Mar 12:01 UTC"
+    encoding = charts.build(latency, lines, log=True)["encoding"]
     assert encoding["x"]["scale"] == {"type": "utc"}
     assert encoding["y"]["scale"]["type"] == "log"
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import timedelta
 from html import escape
+from typing import Any
 
-import altair as alt
 import polars as pl
 import streamlit as st
 
@@ -82,8 +82,14 @@ def show(lines: Lines, log_latency: bool) -> None:
     for row in (CHARTS[:3], CHARTS[3:]):
         for place, chart in zip(st.columns(3, gap="small"), row, strict=True):
             with place:
-                drawn = build(chart, lines, log_latency and chart.is_latency)
-                st.altair_chart(drawn, width="stretch", key=f"chart-{chart.column}", alt=chart.title)
+                log = log_latency and chart.is_latency
+                st.vega_lite_chart(
+                    points(chart, lines, log),
+                    build(chart, lines, log),
+                    width="stretch",
+                    key=f"chart-{chart.column}",
+                    alt=chart.title,
+                )
 
 
 def note(health: Health) -> str:
@@ -108,41 +114,49 @@ def legend(lines: Lines) -> str:
     return f'<div style="font-size:0.86rem;color:{lines.palette.text};line-height:1.7">{"".join(chips)}</div>'
 
 
-def build(chart: Chart, lines: Lines, log: bool) -> alt.LayerChart:
-    """Lines over UTC time, with the point next to the pointer marked and told."""
+def build(chart: Chart, lines: Lines, log: bool) -> dict[str, Any]:
+    """A Vega-Lite specification: lines over UTC time, with the point next to the pointer marked and told."""
     palette = lines.palette
-    scale = alt.Scale(domain=lines.names(), range=lines.colours())
-    base = alt.Chart(points(chart, lines, log)).encode(
-        x=alt.X("time:T", scale=alt.Scale(type="utc"), axis=_time_axis(palette, lines.days())),
-        color=alt.Color("group:N", scale=scale, legend=None),
-    )
-    title = alt.TitleParams(chart.title, anchor="start", fontSize=12, fontWeight=600, color=palette.text, offset=8)
-    drawn = alt.layer(
-        base.mark_line(strokeWidth=1.6).encode(y=_value_axis(chart, palette, log)), _pointed(base, chart, lines.split)
-    )
-    found: alt.LayerChart = drawn.properties(height=HEIGHT_PX, title=title).configure_view(strokeWidth=0)
-    return found
+    return {
+        "height": HEIGHT_PX,
+        "title": {
+            "text": chart.title, "anchor": "start", "fontSize": 12, "fontWeight": 600, "color": palette.text,
+            "offset": 8,
+        },
+        "encoding": {
+            "x": {
+                "field": "time", "type": "temporal", "scale": {"type": "utc"},
+                "axis": _time_axis(palette, lines.days()),
+            },
+            "y": _value_axis(chart, palette, log),
+            "color": {
+                "field": "group", "type": "nominal", "legend": None,
+                "scale": {"domain": lines.names(), "range": lines.colours()},
+            },
+        },
+        "layer": [{"mark": {"type": "line", "strokeWidth": 1.6}}, _pointed(chart, lines.split)],
+        "config": {"view": {"strokeWidth": 0}},
+    }  # fmt: skip
 
 
-def _pointed(base: alt.Chart, chart: Chart, split: str) -> alt.Chart:
-    pointed = alt.selection_point(
-        name="pointed", on="pointerover", nearest=True, fields=["time", "group"], empty=False, clear="pointerout"
-    )
-    dots = base.mark_point(filled=True, size=46).encode(
-        y="value:Q",
-        opacity=alt.condition(pointed, alt.value(1), alt.value(0)),
-        tooltip=[
-            alt.Tooltip("group:N", title=split.removesuffix("_name").capitalize()),
-            alt.Tooltip("text:N", title=chart.title.partition(",")[0]),
-            alt.Tooltip("time:T", title="UTC", timeUnit="utcyearmonthdatehoursminutes", format="%d %b %H:%M"),
-        ],
-    )
-    found: alt.Chart = dots.add_params(pointed)
-    return found
+def _pointed(chart: Chart, split: str) -> dict[str, Any]:
+    select = {"type": "point", "on": "pointerover", "nearest": True, "fields": ["time", "group"], "clear": "pointerout"}
+    return {
+        "params": [{"name": "pointed", "select": select}],
+        "mark": {"type": "point", "filled": True, "size": 46},
+        "encoding": {
+            "opacity": {"condition": {"param": "pointed", "empty": False, "value": 1}, "value": 0},
+            "tooltip": [
+                {"field": "group", "type": "nominal", "title": split.removesuffix("_name").capitalize()},
+                {"field": "text", "type": "nominal", "title": chart.title.partition(",")[0]},
+                {"field": "clock", "type": "nominal", "title": "Time"},
+            ],
+        },
+    }
 
 
 def points(chart: Chart, lines: Lines, log: bool) -> pl.DataFrame:
-    """Rows time, group, value, text; a step without a value stays as a gap, and so does 0 on a logarithmic axis."""
+    """Rows time, group, value, text, clock; a step without a value is a gap, as is 0 on a logarithmic axis."""
     value = pl.col(chart.column).cast(pl.Float64)
     if log:
         value = pl.when(value > 0).then(value)
@@ -152,37 +166,25 @@ def points(chart: Chart, lines: Lines, log: bool) -> pl.DataFrame:
         group=pl.col(lines.split).cast(pl.String),
         value=value,
         text=pl.Series(texts, dtype=pl.String),
+        clock=pl.col("time").dt.strftime("%-d %b %H:%M UTC"),
     )
 
 
-def _time_axis(palette: Palette, days: float) -> alt.Axis:
-    return alt.Axis(
-        title=None,
-        format="%d %b" if days > TIME_OF_DAY_DAYS_MAX else "%H:%M",
-        grid=False,
-        tickCount=6,
-        labelOverlap=True,
-        labelColor=palette.muted,
-        domainColor=palette.border,
-        labelPadding=4,
-        offset=2,
-        tickColor=palette.border,
-        labelFontSize=11,
-    )
+def _time_axis(palette: Palette, days: float) -> dict[str, Any]:
+    return {
+        "title": None, "format": "%d %b" if days > TIME_OF_DAY_DAYS_MAX else "%H:%M", "grid": False, "tickCount": 6,
+        "labelOverlap": True, "labelColor": palette.muted, "labelFontSize": 11, "labelPadding": 4,
+        "domainColor": palette.border, "tickColor": palette.border, "offset": 2,
+    }  # fmt: skip
 
 
-def _value_axis(chart: Chart, palette: Palette, log: bool) -> alt.Y:
-    scale = alt.Scale(type="log", nice=True) if log else alt.Scale(zero=chart.column != "hit_ratio", nice=True)
-    axis = alt.Axis(
-        title=None,
-        labelExpr=chart.label_expression,
-        tickCount=4,
-        gridColor=palette.border,
-        domain=False,
-        ticks=False,
-        labelColor=palette.muted,
-        labelFontSize=11,
-        labelPadding=6,
-        minExtent=46,
-    )
-    return alt.Y("value:Q", scale=scale, axis=axis)
+def _value_axis(chart: Chart, palette: Palette, log: bool) -> dict[str, Any]:
+    scale = {"type": "log"} if log else {"zero": chart.column != "hit_ratio"}
+    return {
+        "field": "value", "type": "quantitative", "scale": scale | {"nice": True},
+        "axis": {
+            "title": None, "labelExpr": chart.label_expression, "tickCount": 4, "gridColor": palette.border,
+            "domain": False, "ticks": False, "labelColor": palette.muted, "labelFontSize": 11, "labelPadding": 6,
+            "minExtent": 46,
+        },
+    }  # fmt: skip

@@ -26,13 +26,12 @@ _CACHE_ENTRIES = 64
 class Health:
     """The figures of one selection and window.
 
-    `total` and `previous_total`: one row each of `analytics.health.health_series` without groups.
+    `total`: `analytics.health.health_rows` of all together, one row, none without spans in window and baseline.
     `rows`: `health_rows`, the first ROWS_MAX of `groups`.
     `series`: `health_series` of the column `split`, for at most SERIES_MAX of its `split_values` values.
     """
 
     total: pl.DataFrame
-    previous_total: pl.DataFrame
     rows: pl.DataFrame
     groups: int
     series: pl.DataFrame
@@ -84,8 +83,7 @@ def _health(
         # An empty filter takes all: with no groups the scope stays, which finds nothing.
         narrowed = _narrowed(scope, by[0], values[:SERIES_MAX]) if values else scope
         return Health(
-            total=health_series(reader, window, scope, None, 1),
-            previous_total=health_series(reader, window.previous(), scope, None, 1),
+            total=health_rows(reader, window, scope, (), 1),
             rows=rows.head(ROWS_MAX),
             groups=rows.height,
             series=health_series(reader, window, narrowed, by[0], SERIES_POINTS),

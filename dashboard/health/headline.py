@@ -9,23 +9,19 @@ from typing import Literal
 import polars as pl
 import streamlit as st
 
-from analytics.change import VOLUME_MIN
 from analytics.health import Freshness
 from analytics.window import Window
 from dashboard import units
-from dashboard.health.data import Health
+from dashboard.health.figures import FIGURES, compared
 
 LAG_SECONDS_NOTABLE = 30.0
-LATENCY_RATIO_NOTABLE = 1.2
-ERROR_POINTS_NOTABLE = 0.005
-HIT_POINTS_NOTABLE = -0.02
 
 
 @dataclass(frozen=True)
-class Figure:
+class Metric:
     """One headline metric, ready to show; `worse` where it moved notably in the wrong direction."""
 
-    label: str
+    title: str
     value: str
     change: str
     baseline: str
@@ -43,67 +39,35 @@ def freshness_sentence(fresh: Freshness, now: datetime) -> str:
     return f"{spans} rolled up, {newest}, {rollups}"
 
 
-def figures(health: Health) -> list[Figure]:
-    """Rate, errors, latency and hit ratio of all selected spans against the previous window."""
-    now, before = _values(health.total), _baseline(health.previous_total)
-    found = [_rate(now, before), _points("Errors", "error_rate", now, before)]
-    found += [_latency(name, now, before) for name in ("p50", "p95", "p99")]
-    return [*found, _points("Cache hit ratio", "hit_ratio", now, before)]
+def metrics(total: pl.DataFrame) -> list[Metric]:
+    """Rate, errors, latency and hit ratio of `total`, one row of `analytics.health.health_rows`."""
+    row = compared(total).row(0, named=True)
+    return [
+        Metric(
+            figure.title,
+            figure.text(row[figure.column]),
+            figure.change_text(row[figure.change]),
+            figure.text(row[figure.baseline]),
+            figure.is_worse(row[figure.change]),
+        )
+        for figure in FIGURES
+    ]
 
 
-def show(health: Health, window: Window, now: datetime) -> None:
+def show(total: pl.DataFrame, window: Window, now: datetime) -> None:
     """Draw the metrics in one line."""
     before = window.previous()
-    compared = f"{units.clock(before.start, now)} to {units.clock(before.end, now)}"
+    against = f"Compared with the window before: {units.clock(before.start, now)} to {units.clock(before.end, now)}"
     with st.container(horizontal=True, gap="small", key="headline"):
-        for figure in figures(health):
-            color: Literal["red", "gray"] = "red" if figure.worse else "gray"
+        for metric in metrics(total):
+            color: Literal["red", "gray"] = "red" if metric.worse else "gray"
             st.metric(
-                figure.label,
-                figure.value,
-                figure.change or None,
+                metric.title,
+                metric.value,
+                metric.change or None,
                 delta_color=color,
                 delta_arrow="off",
-                delta_description=f"was {figure.baseline}" if figure.change else None,
-                help=f"Compared with the window before: {compared}",
+                delta_description=f"was {metric.baseline}" if metric.change else None,
+                help=against,
                 border=True,
             )
-
-
-def _rate(now: dict[str, float | None], before: dict[str, float | None]) -> Figure:
-    value, baseline = now["rate_per_second"], before["rate_per_second"]
-    change = units.relative_change(ratio(value, baseline))
-    return Figure("Rate", units.rate(value), change, units.rate(baseline), worse=False)
-
-
-def _latency(name: str, now: dict[str, float | None], before: dict[str, float | None]) -> Figure:
-    value, baseline = now[f"{name}_ns"], before[f"{name}_ns"]
-    grown = ratio(value, baseline)
-    worse = grown is not None and grown >= LATENCY_RATIO_NOTABLE
-    return Figure(
-        f"Latency {name}", units.duration(value), units.relative_change(grown), units.duration(baseline), worse
-    )
-
-
-def _points(label: str, column: str, now: dict[str, float | None], before: dict[str, float | None]) -> Figure:
-    value, baseline = now[column], before[column]
-    moved = None if value is None or baseline is None else value - baseline
-    worse = moved is not None and (
-        moved <= HIT_POINTS_NOTABLE if column == "hit_ratio" else moved >= ERROR_POINTS_NOTABLE
-    )
-    return Figure(label, units.share(value), units.point_change(moved), units.share(baseline), worse)
-
-
-def ratio(value: float | None, baseline: float | None) -> float | None:
-    """A value over its baseline; None where there is nothing to compare with."""
-    return value / baseline if value is not None and baseline else None
-
-
-def _values(total: pl.DataFrame) -> dict[str, float | None]:
-    return dict(total.row(0, named=True))
-
-
-def _baseline(total: pl.DataFrame) -> dict[str, float | None]:
-    """The figures to compare with; nothing where so few spans say little."""
-    values = _values(total)
-    return values if (values["count"] or 0) >= VOLUME_MIN else dict.fromkeys(values)

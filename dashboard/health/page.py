@@ -93,7 +93,7 @@ def _figures(settings: Config) -> None:
         _nothing(selection, seen.freshness, window, now)
     if health.rows.is_empty():
         return
-    headline.show(health, window, now)
+    headline.show(health.total, window, now)
     _show_table(health, selection)
     _show_charts(health, selection)
 

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import polars as pl
 import streamlit as st
 
-from analytics.change import VOLUME_MIN
 from dashboard import units
-from dashboard.health import headline
+from dashboard.health.figures import FIGURES, Figure, compared
 from dashboard.health.selection import DIMENSIONS
 from dashboard.theme import Palette
 
@@ -20,45 +18,8 @@ ROWS_VISIBLE_MAX = 14
 _CHANGE = "\N{GREEK CAPITAL LETTER DELTA}"
 
 
-@dataclass(frozen=True)
-class Figure:
-    """A figure of the table: its column, its unit, how it is compared and from where on the change is worse."""
-
-    column: str
-    label: str
-    text: Callable[[float | None], str]
-    relative: bool
-    worse_from: float | None
-    help: str
-
-    @property
-    def change(self) -> str:
-        """Name of the column that holds the change against the baseline."""
-        return f"{self.column}_change"
-
-    def is_worse(self, change: float) -> bool:
-        """Whether a change (ratio to the baseline, or difference of fractions) is worth the colour of worse."""
-        if self.worse_from is None:
-            return False
-        return change <= self.worse_from if self.worse_from < 0 else change >= self.worse_from
-
-
-FIGURES = (
-    Figure("rate_per_second", "Rate", units.rate, True, None, "Spans per second"),
-    Figure("error_rate", "Errors", units.share, False, headline.ERROR_POINTS_NOTABLE, "Spans with status error"),
-    Figure("p50_ns", "p50", units.duration, True, headline.LATENCY_RATIO_NOTABLE, "Median duration"),
-    Figure("p95_ns", "p95", units.duration, True, headline.LATENCY_RATIO_NOTABLE, "95th percentile of duration"),
-    Figure("p99_ns", "p99", units.duration, True, headline.LATENCY_RATIO_NOTABLE, "99th percentile of duration"),
-    Figure("hit_ratio", "Hit ratio", units.share, False, headline.HIT_POINTS_NOTABLE, "Hits of all cache lookups"),
-)
-
-
 def shown(rows: pl.DataFrame, by: tuple[str, ...]) -> pl.DataFrame:
-    """The columns of the table, in order: groups, change, figures each with its change, sparklines, counts.
-
-    A change (`<figure>_change`) is the ratio to the baseline, for shares the difference; null below VOLUME_MIN spans.
-    """
-    changes = [_change(figure).alias(figure.change) for figure in FIGURES]
+    """The columns of the table, in order: groups, change, figures each with its change, sparklines, counts."""
     figures = {f.column: [f.column, f.change] for f in FIGURES}
     columns = [
         *by,
@@ -74,7 +35,7 @@ def shown(rows: pl.DataFrame, by: tuple[str, ...]) -> pl.DataFrame:
         "count",
         "unknown_weight_share",
     ]
-    return rows.with_columns(changes).select(columns)
+    return compared(rows).select(columns)
 
 
 def show(rows: pl.DataFrame, by: tuple[str, ...], palette: Palette, key: str) -> int | None:
@@ -95,14 +56,6 @@ def show(rows: pl.DataFrame, by: tuple[str, ...], palette: Palette, key: str) ->
     return int(cells[0][0]) if cells else None
 
 
-def _change(figure: Figure) -> pl.Expr:
-    value, baseline = pl.col(figure.column), pl.col(f"baseline_{figure.column}")
-    change = pl.when(baseline > 0).then(value / baseline) if figure.relative else value - baseline
-    # A rate of nothing is a change, other figures of nearly nothing are chance.
-    volumes = ["baseline_count"] if figure.column == "rate_per_second" else ["baseline_count", "count"]
-    return pl.when(pl.min_horizontal(volumes) >= VOLUME_MIN).then(change)
-
-
 def _styled(table: pl.DataFrame, palette: Palette) -> Any:
     formats: dict[str, Callable[[Any], str]] = {
         "count": lambda count: f"{count:,}",
@@ -111,7 +64,7 @@ def _styled(table: pl.DataFrame, palette: Palette) -> Any:
     styler = table.to_pandas().style
     for figure in FIGURES:
         formats[figure.column] = _of_missing(figure.text)
-        formats[figure.change] = _of_missing(units.relative_change if figure.relative else units.point_change)
+        formats[figure.change] = _of_missing(figure.change_text)
         styler = styler.map(_colour(figure, palette), subset=[figure.change])
     return styler.format(formats)
 
@@ -123,7 +76,7 @@ def _of_missing(text: Callable[[float | None], str]) -> Callable[[float | None],
 
 def _colour(figure: Figure, palette: Palette) -> Callable[[float | None], str]:
     def css(change: float | None) -> str:
-        if change is not None and figure.is_worse(change):
+        if figure.is_worse(change):
             return f"color: {palette.worse}; background-color: {palette.worse_background}"
         return f"color: {palette.muted}"
 
