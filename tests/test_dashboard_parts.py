@@ -20,7 +20,7 @@ from collector.errors import OperatorError
 from collector.settings import load
 from dashboard import launch, states, theme, units
 from dashboard.health import charts, headline, table
-from dashboard.health.figures import FIGURES
+from dashboard.health.figures import FIGURES, compared
 
 NOW = datetime(2026, 3, 1, 12, 0, 30, tzinfo=UTC)
 
@@ -82,7 +82,7 @@ def test_the_freshness_sentence() -> None:
 
 
 def total(before: dict[str, float | None] | None = None, **values: float | None) -> pl.DataFrame:
-    row = {"count": 100, "rate_per_second": 10.0, "error_rate": 0.01, "p50_ns": 1e6, "p95_ns": 2e6, "p99_ns": 3e6}
+    row = {"count": 10_000, "rate_per_second": 10.0, "error_rate": 0.01, "p50_ns": 1e6, "p95_ns": 2e6, "p99_ns": 3e6}
     row["hit_ratio"] = 0.9
     baseline = {f"baseline_{name}": value for name, value in (row | (before or {})).items()}
     return pl.DataFrame([row | values | baseline], infer_schema_length=None)
@@ -110,16 +110,29 @@ def test_the_table_pairs_each_figure_with_its_change() -> None:
     rows = total(before).with_columns(
         pl.lit("eu").alias("region"), pl.lit("p95 slower").alias("change_text"),
         pl.lit(0.25).alias("unknown_weight_share"),
-        pl.lit([1.0, 2.0]).alias("sparkline"), pl.lit([1.0, 2.0]).alias("sparkline_p95_ns"),
+        pl.lit([1.0, 2.0]).alias("sparkline"), pl.lit([1.0, None]).alias("sparkline_p95_ns"),
     )  # fmt: skip
-    row = table.shown(rows, ("region",)).row(0, named=True)
+    row = table.shown(compared(rows), ("region",)).row(0, named=True)
     assert row["p95_ns_change"] == 2.0
     assert row["rate_per_second_change"] is None
     assert row["p99_ns_change"] is None
     assert math.isclose(row["error_rate_change"], 0.006)
     assert math.isclose(row["hit_ratio_change"], -0.05)
-    worse = {f.column: f.is_worse(c) for f in FIGURES if (c := row[f.change]) is not None}
-    assert worse == {"error_rate": True, "p50_ns": False, "p95_ns": True, "hit_ratio": True}
+    assert row["sparkline_p95_ns"] == [1.0, 0.0]
+
+
+def test_only_what_is_more_than_chance_is_worse() -> None:
+    before = {"error_rate": 0.001, "hit_ratio": 0.95}
+    slower = {"p50_ns": 2e6, "p95_ns": 4e6, "p99_ns": 6e6}
+    worse = {}
+    for count in (100, 500, 5000):
+        row = compared(total(before | {"count": count}, count=count, **slower)).row(0, named=True)
+        worse[count] = [figure.column for figure in FIGURES if row[figure.worse]]
+    assert worse == {
+        100: ["p50_ns"],
+        500: ["error_rate", "p50_ns", "p95_ns"],
+        5000: ["error_rate", "p50_ns", "p95_ns", "p99_ns", "hit_ratio"],
+    }
 
 
 def test_the_table_compares_nothing_with_nearly_nothing() -> None:
@@ -132,7 +145,7 @@ def test_the_table_compares_nothing_with_nearly_nothing() -> None:
             for region, count, before in (("new", 500, 3), ("silent", 0, 500))
         ]
     )  # fmt: skip
-    changes = table.shown(rows, ("region",)).select(f.change for f in FIGURES).rows()
+    changes = table.shown(compared(rows), ("region",)).select(f.change for f in FIGURES).rows()
     assert changes == [(None,) * 6, (0.0, None, None, None, None, None)]
 
 

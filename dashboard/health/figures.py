@@ -20,16 +20,18 @@ class Figure:
     """A figure: its column in `analytics.health.health_rows`, names, text of a value, and its comparison.
 
     `relative`: compared as a ratio to the baseline, else as a difference of fractions of 1. `worse_from`: the
-    change from which on (downwards where negative) it is worth the colour of worse; None never.
+    change from which on (downwards where negative) it is worth the colour of worse, None never; and that only
+    where both windows have `worse_spans_min` spans.
     """
 
     column: str
     label: str
     title: str
+    help: str
     text: Callable[[float | None], str]
     relative: bool
     worse_from: float | None
-    help: str
+    worse_spans_min: int
 
     @property
     def change(self) -> str:
@@ -45,38 +47,46 @@ class Figure:
         """A change as people read it; empty for None."""
         return units.relative_change(change) if self.relative else units.point_change(change)
 
-    def is_worse(self, change: float | None) -> bool:
-        """Whether a change is worth the colour of worse."""
-        if change is None or self.worse_from is None:
-            return False
-        return change <= self.worse_from if self.worse_from < 0 else change >= self.worse_from
+    @property
+    def worse(self) -> str:
+        """Name of the column that says whether the change is worth the colour of worse."""
+        return f"{self.column}_worse"
 
 
-def _latency(name: str, meaning: str) -> Figure:
+def _latency(name: str, meaning: str, spans_min: int) -> Figure:
     return Figure(
-        f"{name}_ns", name, f"Latency {name}", units.duration, True, LATENCY_RATIO_NOTABLE, f"{meaning} of duration"
+        column=f"{name}_ns",
+        label=name,
+        title=f"Latency {name}",
+        help=f"{meaning} of duration",
+        text=units.duration,
+        relative=True,
+        worse_from=LATENCY_RATIO_NOTABLE,
+        worse_spans_min=spans_min,
     )
 
 
+# A quantile q of fewer than 10 / (1 - q) spans moves by chance.
 FIGURES = (
-    Figure("rate_per_second", "Rate", "Rate", units.rate, True, None, "Spans per second"),
-    Figure("error_rate", "Errors", "Errors", units.share, False, ERROR_POINTS_NOTABLE, "Spans with status error"),
-    _latency("p50", "Median"),
-    _latency("p95", "95th percentile"),
-    _latency("p99", "99th percentile"),
+    Figure("rate_per_second", "Rate", "Rate", "Spans per second", units.rate, True, None, VOLUME_MIN),
+    Figure("error_rate", "Errors", "Errors", "Spans with status error", units.share, False, ERROR_POINTS_NOTABLE, 500),
+    _latency("p50", "Median", VOLUME_MIN),
+    _latency("p95", "95th percentile", 200),
+    _latency("p99", "99th percentile", 1000),
     Figure(
-        "hit_ratio", "Hit ratio", "Cache hit ratio", units.share, False, HIT_POINTS_NOTABLE,
-        "Hits of all cache lookups",
+        "hit_ratio", "Hit ratio", "Cache hit ratio", "Hits of all cache lookups", units.share, False,
+        HIT_POINTS_NOTABLE, 1000,
     ),
 )  # fmt: skip
 
 
 def compared(rows: pl.DataFrame) -> pl.DataFrame:
-    """Rows of `analytics.health.health_rows` and `<figure>_change` for each of FIGURES.
+    """Rows of `analytics.health.health_rows`, with `<figure>_change` and `<figure>_worse` for each of FIGURES.
 
     A change is the ratio to the baseline, for shares the difference; null below VOLUME_MIN spans.
     """
-    return rows.with_columns(_change(figure).alias(figure.change) for figure in FIGURES)
+    changed = rows.with_columns(_change(figure).alias(figure.change) for figure in FIGURES)
+    return changed.with_columns(_worse(figure).alias(figure.worse) for figure in FIGURES)
 
 
 def _change(figure: Figure) -> pl.Expr:
@@ -85,3 +95,12 @@ def _change(figure: Figure) -> pl.Expr:
     # A rate of nothing is a change, other figures of nearly nothing are chance.
     volumes = ["baseline_count"] if figure.column == "rate_per_second" else ["baseline_count", "count"]
     return pl.when(pl.min_horizontal(volumes) >= VOLUME_MIN).then(change)
+
+
+def _worse(figure: Figure) -> pl.Expr:
+    if figure.worse_from is None:
+        return pl.lit(False)
+    change = pl.col(figure.change)
+    notable = change <= figure.worse_from if figure.worse_from < 0 else change >= figure.worse_from
+    enough = pl.min_horizontal("baseline_count", "count") >= figure.worse_spans_min
+    return (notable & enough).fill_null(False)

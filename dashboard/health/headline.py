@@ -48,7 +48,7 @@ def metrics(total: pl.DataFrame) -> list[Metric]:
             figure.text(row[figure.column]),
             figure.change_text(row[figure.change]),
             figure.text(row[figure.baseline]),
-            figure.is_worse(row[figure.change]),
+            row[figure.worse],
         )
         for figure in FIGURES
     ]

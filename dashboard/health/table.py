@@ -9,7 +9,7 @@ import polars as pl
 import streamlit as st
 
 from dashboard import units
-from dashboard.health.figures import FIGURES, Figure, compared
+from dashboard.health.figures import FIGURES, compared
 from dashboard.health.selection import DIMENSIONS
 from dashboard.theme import Palette
 
@@ -19,7 +19,10 @@ _CHANGE = "\N{GREEK CAPITAL LETTER DELTA}"
 
 
 def shown(rows: pl.DataFrame, by: tuple[str, ...]) -> pl.DataFrame:
-    """The columns of the table, in order: groups, change, figures each with its change, sparklines, counts."""
+    """The columns of the table, in order: groups, change, figures each with its change, sparklines, counts.
+
+    `rows`: as `dashboard.health.figures.compared` gives them.
+    """
     figures = {f.column: [f.column, f.change] for f in FIGURES}
     columns = [
         *by,
@@ -35,14 +38,17 @@ def shown(rows: pl.DataFrame, by: tuple[str, ...]) -> pl.DataFrame:
         "count",
         "unknown_weight_share",
     ]
-    return compared(rows).select(columns)
+    # A sparkline has no gaps.
+    return rows.select(columns).with_columns(pl.col("sparkline_p95_ns").list.eval(pl.element().fill_null(0)))
 
 
 def show(rows: pl.DataFrame, by: tuple[str, ...], palette: Palette, key: str) -> int | None:
     """Draw the table; the number of the row that was clicked, None before a click."""
-    table = shown(rows, by)
+    all_columns = compared(rows)
+    table = shown(all_columns, by)
+    worse = {figure.change: all_columns.get_column(figure.worse).to_list() for figure in FIGURES}
     state = st.dataframe(
-        _styled(table, palette),
+        _styled(table, worse, palette),
         key=key,
         hide_index=True,
         placeholder=units.NONE,
@@ -56,7 +62,7 @@ def show(rows: pl.DataFrame, by: tuple[str, ...], palette: Palette, key: str) ->
     return int(cells[0][0]) if cells else None
 
 
-def _styled(table: pl.DataFrame, palette: Palette) -> Any:
+def _styled(table: pl.DataFrame, worse: dict[str, list[bool]], palette: Palette) -> Any:
     formats: dict[str, Callable[[Any], str]] = {
         "count": lambda count: f"{count:,}",
         "unknown_weight_share": _of_missing(units.share),
@@ -65,7 +71,7 @@ def _styled(table: pl.DataFrame, palette: Palette) -> Any:
     for figure in FIGURES:
         formats[figure.column] = _of_missing(figure.text)
         formats[figure.change] = _of_missing(figure.change_text)
-        styler = styler.map(_colour(figure, palette), subset=[figure.change])
+        styler = styler.apply(_colours(worse[figure.change], palette), subset=[figure.change])
     return styler.format(formats)
 
 
@@ -74,13 +80,9 @@ def _of_missing(text: Callable[[float | None], str]) -> Callable[[float | None],
     return lambda value: text(None if value is None or value != value else value)  # noqa: PLR0124
 
 
-def _colour(figure: Figure, palette: Palette) -> Callable[[float | None], str]:
-    def css(change: float | None) -> str:
-        if figure.is_worse(change):
-            return f"color: {palette.worse}; background-color: {palette.worse_background}"
-        return f"color: {palette.muted}"
-
-    return css
+def _colours(worse: list[bool], palette: Palette) -> Callable[[Any], list[str]]:
+    marked = f"color: {palette.worse}; background-color: {palette.worse_background}"
+    return lambda _column: [marked if is_worse else f"color: {palette.muted}" for is_worse in worse]
 
 
 def _column_config(by: tuple[str, ...], palette: Palette) -> dict[str, Any]:
@@ -100,7 +102,7 @@ def _column_config(by: tuple[str, ...], palette: Palette) -> dict[str, Any]:
             "Trend", width=90, y_min=0, color=palette.muted, help="Rate over the window"
         ),
         "sparkline_p95_ns": columns.LineChartColumn(
-            "Trend", width=90, y_min=0, color=palette.muted, help="p95 over the window"
+            "Trend", width=90, y_min=0, color=palette.muted, help="p95 over the window; 0 where there were no spans"
         ),
         "count": columns.NumberColumn("Spans", width=80, help="Spans in the window, as received"),
         "unknown_weight_share": columns.NumberColumn(
