@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 PROGRESS_AFTER_SECONDS = 1.0
 
-data_option = click.option("--data", metavar="DIR", help="Data folder: catalog, data files and spool.")
+data_option = click.option("--data", metavar="DIR", help="Data folder: catalog, data files and spool (spanlake-data).")
 config_option = click.option("--config", "config_file", metavar="FILE", help="Configuration file (TOML).")
 grpc_option = click.option("--grpc", metavar="HOST:PORT", help="Address of OTLP/gRPC; port 0 takes a free one.")
 http_option = click.option("--http", metavar="HOST:PORT", help="Address of OTLP/HTTP; port 0 takes a free one.")
@@ -61,9 +61,10 @@ def collect(data: str | None, grpc: str | None, http: str | None, config_file: s
 @click.option("--output", type=click.Path(dir_okay=False, path_type=Path), help="Write to this file.")
 @config_option
 def sql(sql: str, data: str | None, format_: str, output: Path | None, config_file: str | None) -> None:
-    """Query the lake with one SQL statement; `-` reads it from standard input.
+    """Query the lake with one SQL statement.
 
-    The statement may only read, and only the lake. Works while a collector runs, and while none does.
+    SQL is the statement itself, or `-` to read it from standard input. It may only read, and only the lake.
+    Works while a collector runs, and while none does.
     """
     from collector.lake.location import locate
     from collector.lake.sandbox import run_user_sql
@@ -121,7 +122,9 @@ def _progress_note(what: str) -> Iterator[None]:
 @click.option("--endpoint", metavar="URL", help="OTLP/gRPC address of a running collector to send to.")
 @config_option
 def import_(files: tuple[Path, ...], data: str | None, endpoint: str | None, config_file: str | None) -> None:
-    """Import OTLP files: protobuf or JSON, as the Collector's file exporter writes them, also in gzip or zstd.
+    """Import OTLP files.
+
+    Takes protobuf and JSON as the OpenTelemetry Collector's file exporter writes them, also in gzip or zstd.
 
     Without --endpoint the spans go straight into the data folder, on which no collector may run then. Importing
     the same request again within collector.dedup_window_seconds stores it once. The exit code is 1 if any
@@ -213,6 +216,7 @@ def validate(config_file: str | None, data: str | None) -> None:
 def configure_logging() -> None:
     """Log lines of a server on standard error: time in UTC, level, logger, message."""
     logging.Formatter.converter = time.gmtime
+    logging.getLogger("uvicorn").setLevel(logging.WARNING)
     logging.basicConfig(
         level=logging.INFO,
         stream=sys.stderr,

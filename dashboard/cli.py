@@ -95,9 +95,10 @@ def demo(
     rate: float | None,
     seed: int,
 ) -> None:
-    """Run everything, with simulated traffic of caches and topics of 48 tenants in 4 regions.
+    """Run everything, with simulated traffic.
 
-    A new data folder begins with 35 minutes of history, so that there is something to compare with.
+    Simulates caches and topics of 48 tenants in 4 regions. A new data folder begins with 35 minutes of history,
+    so that there is something to compare with.
     """
     from dashboard.stack import Simulation, Stack
 
@@ -123,9 +124,10 @@ def pages(data: str | None, port: int | None, config_file: str | None) -> None:
 )  # fmt: skip
 @config_option
 def status(data: str | None, format_: str, config_file: str | None) -> None:
-    """Show what is stored, how far the jobs are behind, and what runs.
+    """Show what is stored and what runs.
 
-    Works while everything runs, and while nothing does.
+    Also how far the jobs are behind, and files and bytes of each table. Works while everything runs, and while
+    nothing does.
     """
     from collector.settings import load
     from dashboard.status import as_text, read

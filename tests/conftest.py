@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import socket
@@ -40,13 +41,11 @@ def _system_server(program: str, *arguments: str, port: int, folder: Path) -> It
 def _await_listening(process: subprocess.Popen[bytes], port: int, folder: Path) -> None:
     deadline = time.monotonic() + START_SECONDS
     while True:
-        try:
-            socket.create_connection(("127.0.0.1", port), timeout=1).close()
+        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
             return
-        except OSError:
-            if process.poll() is not None or time.monotonic() > deadline:
-                pytest.fail(f"the server does not listen: {(folder / 'server.log').read_text()}")
-            time.sleep(0.02)
+        if process.poll() is not None or time.monotonic() > deadline:
+            pytest.fail(f"the server does not listen: {(folder / 'server.log').read_text()}")
+        time.sleep(0.02)
 
 
 def _free_port() -> int:
