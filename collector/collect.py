@@ -98,9 +98,10 @@ def _maintained(config: Config, lake: Lake) -> Iterator[None]:
 
     def work() -> None:
         rounds = 0
+        merger = maintain.Merger(lake, "spans")
         while not stop.wait(config.collector.merge_interval_seconds):
             try:
-                while not stop.is_set() and maintain.merge_once(lake, "spans"):
+                while not stop.is_set() and merger.step():
                     pass
                 if rounds % _CLEAN_EVERY_MERGES == 0:
                     maintain.clean(lake)

@@ -210,15 +210,19 @@ def test_a_segment_that_cannot_be_written_leaves_nothing(tmp_path: Path) -> None
 # Maintenance.
 
 
-@given(st.lists(st.integers(1, 40 * 2**20), max_size=120))
-def test_a_planned_bite_is_bounded_and_of_one_tier(sizes: list[int]) -> None:
-    bite = maintain.plan(sizes)
+@given(
+    st.lists(st.integers(1, 40 * 2**20), max_size=120),
+    st.integers(maintain.BITE_BYTES_MIN, maintain.BITE_BYTES_MAX),
+)
+def test_a_planned_bite_is_bounded_and_of_one_tier(sizes: list[int], bite_bytes_max: int) -> None:
+    bite = maintain.plan(sizes, bite_bytes_max)
     if bite is None:
         assert all(sum(low <= size < high for size in sizes) < maintain.TIER_FILES for low, high in maintain.TIER_BYTES)
         return
     tier = [size for size in sizes if bite.bytes_min <= size < bite.bytes_max][: bite.files]
     assert 2 <= bite.files == len(tier) <= maintain.BITE_FILES_MAX
-    assert bite.files == 2 or sum(tier) <= maintain.BITE_BYTES_MAX
+    assert bite.bytes == sum(tier)
+    assert bite.files == 2 or bite.bytes <= bite_bytes_max
 
 
 def test_merging_keeps_rows_insertions_and_order_of_tables(numbered: Lake) -> None:
@@ -229,8 +233,9 @@ def test_merging_keeps_rows_insertions_and_order_of_tables(numbered: Lake) -> No
     with numbered.read() as reader:
         end = reader.snapshot_id()
     merged = 0
-    while bite := maintain.merge_once(numbered, "numbers"):
-        merged += bite
+    merger = maintain.Merger(numbered, "numbers")
+    while files := merger.step():
+        merged += files
     assert merged >= 20
     with numbered.read() as reader:
         assert reader.row("SELECT count(*), sum(n) FROM numbers") == (40, 380)
@@ -252,7 +257,8 @@ def test_cleaning_removes_orphans_and_merged_files_after_their_grace_only(number
     orphan = write_segment(pa.table({"n": [7]}), folder)
     torn = folder / "segment-torn.part"
     torn.write_bytes(b"PAR1")
-    while maintain.merge_once(numbered, "numbers"):
+    merger = maintain.Merger(numbered, "numbers")
+    while merger.step():
         pass
     before = set(folder.iterdir())
     assert maintain.clean(numbered) == 0

@@ -1,6 +1,7 @@
 """Keeps the lake's files few and its folder clean, in bites short enough that a commit never waits long.
 
-A merge holds the commit lock while it rewrites, so each rewrites at most `BITE_BYTES_MAX`. Files rise through size
+A merge holds the commit lock while it rewrites, so each rewrites about what this machine does in
+`BITE_SECONDS`. Files rise through size
 tiers, each tier merged once it has enough files, so a span is rewritten once or twice and never again.
 """
 
@@ -17,6 +18,8 @@ from collector.lake.segments import TEMPORARY_SUFFIX
 
 log = logging.getLogger(__name__)
 
+BITE_SECONDS = 0.8
+BITE_BYTES_MIN = 2 * 2**20
 BITE_BYTES_MAX = 24 * 2**20
 BITE_FILES_MAX = 64
 TIER_BYTES: tuple[tuple[int, int], ...] = ((0, 3 * 2**20), (3 * 2**20, 24 * 2**20))
@@ -49,9 +52,10 @@ UNION ALL SELECT parse_filename(path) FROM {_METADATA}.ducklake_files_scheduled_
 
 @dataclass(frozen=True)
 class Bite:
-    """A merge: at most `files` files of sizes in [bytes_min, bytes_max)."""
+    """A merge of the `files` oldest files of sizes in [bytes_min, bytes_max), `bytes` in sum."""
 
     files: int
+    bytes: int
     bytes_min: int
     bytes_max: int
 
@@ -73,7 +77,7 @@ def configure(lake: Lake) -> None:
             transaction.execute(f"CALL {engine.CATALOG}.set_option(?, ?)", [name, value])
 
 
-def plan(sizes: Sequence[int]) -> Bite | None:
+def plan(sizes: Sequence[int], bite_bytes_max: int) -> Bite | None:
     """The next merge for files of these sizes in bytes, oldest first; None where none is due. Pure."""
     for bytes_min, bytes_max in TIER_BYTES:
         tier = [size for size in sizes if bytes_min <= size < bytes_max]
@@ -81,26 +85,38 @@ def plan(sizes: Sequence[int]) -> Bite | None:
             continue
         files = total = 0
         for size in tier[:BITE_FILES_MAX]:
-            if files >= 2 and total + size > BITE_BYTES_MAX:
+            if files >= 2 and total + size > bite_bytes_max:
                 break
             files, total = files + 1, total + size
-        return Bite(files, bytes_min, bytes_max)
+        return Bite(files, total, bytes_min, bytes_max)
     return None
 
 
-def merge_once(lake: Lake, table: str) -> int:
-    """Do the next due merge of `table`; return how many files went in, 0 where none was due."""
-    with lake.read() as reader:
-        bite = plan([size for (size,) in reader.rows(_LIVE_FILES_SQL, [table])])
-    if bite is None:
-        return 0
-    with lake.maintenance() as connection:
-        merged = connection.execute(
-            "CALL ducklake_merge_adjacent_files("
-            "?, ?, max_compacted_files => ?, min_file_size => ?, max_file_size => ?)",
-            [engine.CATALOG, table, bite.files, bite.bytes_min, bite.bytes_max],
-        ).fetchall()
-    return sum(int(row[2]) for row in merged)
+class Merger:
+    """Merges the small files of a table bite by bite, and learns how large a bite this machine does in time."""
+
+    def __init__(self, lake: Lake, table: str) -> None:
+        self._lake = lake
+        self._table = table
+        self._bite_bytes_max = BITE_BYTES_MAX // 4
+
+    def step(self) -> int:
+        """Do the next due merge; return how many files went in, 0 where none was due. Raises duckdb.Error."""
+        with self._lake.read() as reader:
+            bite = plan([size for (size,) in reader.rows(_LIVE_FILES_SQL, [self._table])], self._bite_bytes_max)
+        if bite is None:
+            return 0
+        with self._lake.maintenance() as connection:
+            started = time.monotonic()
+            merged = connection.execute(
+                "CALL ducklake_merge_adjacent_files("
+                "?, ?, max_compacted_files => ?, min_file_size => ?, max_file_size => ?)",
+                [engine.CATALOG, self._table, bite.files, bite.bytes_min, bite.bytes_max],
+            ).fetchall()
+            seconds = time.monotonic() - started
+        in_time = int(bite.bytes / max(seconds, 1e-3) * BITE_SECONDS)
+        self._bite_bytes_max = min(BITE_BYTES_MAX, max(BITE_BYTES_MIN, (self._bite_bytes_max + in_time) // 2))
+        return sum(int(row[2]) for row in merged)
 
 
 def clean(lake: Lake, now: float | None = None) -> int:
