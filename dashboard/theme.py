@@ -75,6 +75,8 @@ def options() -> dict[str, str]:
             f"theme.{name}.borderColor": colours.border,
             f"theme.{name}.dataframeBorderColor": colours.border,
             f"theme.{name}.dataframeHeaderBackgroundColor": colours.surface,
+            f"theme.{name}.grayTextColor": colours.muted,
+            f"theme.{name}.grayBackgroundColor": colours.surface,
             f"theme.{name}.redTextColor": colours.worse,
             f"theme.{name}.redColor": colours.worse,
             f"theme.{name}.redBackgroundColor": colours.worse_background,

@@ -17,6 +17,7 @@ from dashboard.theme import Palette
 
 HEIGHT_PX = 168
 TIME_OF_DAY_DAYS_MAX = 1.5
+_LOG_TICKS = [step * 10**exponent for exponent in range(13) for step in (1, 2, 5)]
 _RATE = "datum.value >= 999.5 ? format(datum.value, '.3~s') : format(datum.value, '.3~r')"
 _PERCENT = "format(datum.value * 100, '.3~r') + ' %'"
 _DURATION = (
@@ -179,12 +180,12 @@ def _time_axis(palette: Palette, days: float) -> dict[str, Any]:
 
 
 def _value_axis(chart: Chart, palette: Palette, log: bool) -> dict[str, Any]:
-    scale = {"type": "log"} if log else {"zero": chart.column != "hit_ratio"}
+    scale = {"type": "log", "nice": False} if log else {"zero": chart.column != "hit_ratio", "nice": True}
+    ticks = {"values": _LOG_TICKS} if log else {"tickCount": 4}
     return {
-        "field": "value", "type": "quantitative", "scale": scale | {"nice": True},
-        "axis": {
-            "title": None, "labelExpr": chart.label_expression, "tickCount": 4, "gridColor": palette.border,
-            "domain": False, "ticks": False, "labelColor": palette.muted, "labelFontSize": 11, "labelPadding": 6,
-            "minExtent": 46,
+        "field": "value", "type": "quantitative", "scale": scale,
+        "axis": ticks | {
+            "title": None, "labelExpr": chart.label_expression, "gridColor": palette.border, "domain": False,
+            "ticks": False, "labelColor": palette.muted, "labelFontSize": 11, "labelPadding": 6, "minExtent": 46,
         },
     }  # fmt: skip

@@ -85,11 +85,17 @@ def _colours(worse: list[bool], palette: Palette) -> Callable[[Any], list[str]]:
     return lambda _column: [marked if is_worse else f"color: {palette.muted}" for is_worse in worse]
 
 
+def _group_width(column: str, by: tuple[str, ...]) -> int:
+    if column == "operation":
+        return 190
+    return 140 if len(by) == 1 else 112
+
+
 def _column_config(by: tuple[str, ...], palette: Palette) -> dict[str, Any]:
     columns = st.column_config
     labels = {column: name.capitalize() for name, column in DIMENSIONS.items()}
     found: dict[str, Any] = {
-        column: columns.TextColumn(labels[column], pinned=True, width=140 if len(by) == 1 else 112) for column in by
+        column: columns.TextColumn(labels[column], pinned=True, width=_group_width(column, by)) for column in by
     }
     for figure in FIGURES:
         found[figure.column] = columns.NumberColumn(figure.label, help=figure.help, width=70)
