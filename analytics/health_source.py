@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime, timedelta
 from importlib import resources
 
 import polars as pl
 
+from analytics.rollup.job import HOURS, MINUTES
 from analytics.rollup.partials import DIMENSIONS
 from analytics.window import HOUR, MINUTE, Window
 from collector.lake.lake import Reader
@@ -39,6 +40,15 @@ class Scope:
         if INGRESS in self.kinds:
             lists["kinds"] = []
         return {**lists, "ingress": INGRESS in self.kinds}
+
+
+@dataclass(frozen=True)
+class Piece:
+    """The rows of a rollup from `start` up to `end`."""
+
+    table: str
+    start: datetime
+    end: datetime
 
 
 @dataclass(frozen=True)
@@ -82,24 +92,21 @@ class Plan:
             schema={"step": pl.Int64, "time": pl.Datetime("us"), "seconds": pl.Float64},
         )
 
-    def parameters(self, baseline: Window | None) -> dict[str, object]:
-        """The times that the queries bind."""
-        hours = self._hours(self.window)
-        before = self._hours(baseline) if baseline else (self.window.start, self.window.start)
-        times = {
-            "baseline_start": baseline.start if baseline else self.window.start,
-            "baseline_hours_start": before[0],
-            "baseline_hours_end": before[1],
-            "start": self.window.start,
-            "hours_start": hours[0],
-            "hours_end": hours[1],
-            "end": self.window.end,
-        }
-        return {
-            **{name: time.replace(tzinfo=None) for name, time in times.items()},
-            "origin": int(self.origin.timestamp()),
-            "step_seconds": int(self.step.total_seconds()),
-        }
+    def pieces(self, baseline: Window | None) -> list[Piece]:
+        """What to read of which table, in order of time, for the window and the baseline just before it."""
+        found: list[Piece] = []
+        for window in [baseline, self.window] if baseline else [self.window]:
+            hours = self._hours(window)
+            for table, start, end in (
+                (MINUTES, window.start, hours[0]),
+                (HOURS, *hours),
+                (MINUTES, hours[1], window.end),
+            ):
+                if found and found[-1].table == table and found[-1].end == start:
+                    found[-1] = Piece(table, found[-1].start, end)
+                elif start < end:
+                    found.append(Piece(table, start, end))
+        return found
 
     def _hours(self, window: Window) -> tuple[datetime, datetime]:
         if not self.whole_hours:
@@ -130,10 +137,22 @@ class Source:
         return self._frame("choices", ())
 
     def _frame(self, query: str, by: Sequence[str]) -> pl.DataFrame:
-        sql = _sql("rows_in_scope") + _sql(query).replace("{by}", ", ".join(by) or f"'' AS {ALL}")
-        parameters: Mapping[str, object] = {**self.plan.parameters(self.baseline), **self.scope.parameters()}
-        used = {name: value for name, value in parameters.items() if f"${name}" in sql}
-        return self.reader.frame(sql, used)
+        parameters: dict[str, object] = {
+            **self.scope.parameters(),
+            "start": self.plan.window.start.replace(tzinfo=None),
+            "origin": int(self.plan.origin.timestamp()),
+            "step_seconds": int(self.plan.step.total_seconds()),
+        }
+        pieces = []
+        for number, piece in enumerate(self.plan.pieces(self.baseline)):
+            start, end = f"piece_{number}_start", f"piece_{number}_end"
+            parameters |= {start: piece.start.replace(tzinfo=None), end: piece.end.replace(tzinfo=None)}
+            pieces.append(_sql("piece").format(table=piece.table, start=start, end=end))
+        sql = _sql("rows_in_scope").replace("{pieces}", "UNION ALL ".join(pieces)) + _sql(query)
+        sql = sql.replace("{by}", ", ".join(by) or f"'' AS {ALL}")
+        return self.reader.frame(
+            sql, {name: value for name, value in parameters.items() if f"${name}" in sql}
+        )
 
 
 def check_dimensions(by: Sequence[str]) -> None:

@@ -240,6 +240,16 @@ def test_compaction_steps_back_where_another_was_faster(lake: Lake, monkeypatch:
     assert_exact(lake)
 
 
+def test_parts_are_whole_windows(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compact, "SLICE_ROWS", 10)
+    rows = pl.DataFrame({"window_start": [5, 1, 2, 2, 9] * 6 + [7] * 25})
+    parts = list(compact.by_windows(rows))
+    assert sorted(pl.concat(parts)["window_start"]) == sorted(rows["window_start"])
+    windows = [set(part["window_start"]) for part in parts]
+    assert sum(map(len, windows)) == len(set.union(*windows)) == 5
+    assert len(parts) > 2
+
+
 def test_small_files_go_first_and_large_ones_stay() -> None:
     def files(*sizes: int) -> list[compact.File]:
         return [compact.File(f"{i}.parquet", size) for i, size in enumerate(sizes)]
@@ -250,7 +260,7 @@ def test_small_files_go_first_and_large_ones_stay() -> None:
     assert compact.due(files(*[20 * mib] * 50)) == []
     mixed = files(*[kib] * 8, *[2 * mib] * 8)
     assert compact.due(mixed) == mixed[:8]
-    chosen = compact.due(files(*[9 * mib] * 8))
+    chosen = compact.due(files(*[5 * mib] * 8))
     assert sum(file.size_bytes for file in chosen) <= compact.INPUT_BYTES_MAX
     assert len(chosen) == 3
 

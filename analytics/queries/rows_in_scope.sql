@@ -1,15 +1,7 @@
--- Rollup rows of a window and its baseline. Whole hours come from rollup_1h where the plan says so. `step` counts
+-- Rollup rows of a window and its baseline, from the pieces of {rollup_1m,rollup_1h} that the plan says. `step` counts
 -- steps of the window from $origin; the baseline is step -1. The spans that INGRESS takes stand in `ingress`.
-WITH ranges AS NOT MATERIALIZED (
-    SELECT * FROM rollup_1m WHERE window_start >= $baseline_start AND window_start < $baseline_hours_start
-    UNION ALL
-    SELECT * FROM rollup_1h WHERE window_start >= $baseline_hours_start AND window_start < $baseline_hours_end
-    UNION ALL
-    SELECT * FROM rollup_1m WHERE window_start >= $baseline_hours_end AND window_start < $hours_start
-    UNION ALL
-    SELECT * FROM rollup_1h WHERE window_start >= $hours_start AND window_start < $hours_end
-    UNION ALL
-    SELECT * FROM rollup_1m WHERE window_start >= $hours_end AND window_start < $end
+WITH pieces AS NOT MATERIALIZED (
+    {pieces}
 ),
 in_scope AS NOT MATERIALIZED (
     SELECT
@@ -19,7 +11,7 @@ in_scope AS NOT MATERIALIZED (
             ELSE (epoch(window_start)::BIGINT - $origin) // $step_seconds
         END AS step,
         CASE WHEN kind IN ('server', 'consumer', 'producer') THEN 1 WHEN kind = 'client' THEN 2 ELSE 3 END AS side
-    FROM ranges
+    FROM pieces
     WHERE (len($regions) = 0 OR list_contains($regions, region))
         AND (len($tenants) = 0 OR list_contains($tenants, tenant))
         AND (len($services) = 0 OR list_contains($services, service_name))

@@ -6,7 +6,7 @@ window and dimensions is exact, whichever spans each of them counted (ADDITIVE s
 
 from __future__ import annotations
 
-from typing import Literal, cast
+from typing import Literal
 
 import polars as pl
 
@@ -117,46 +117,60 @@ _COUNTS = (
 
 
 def _rows(spans: pl.DataFrame) -> pl.LazyFrame:
-    """Spans with `group`, a dense number of minute and dimensions, and the cells that they fall into."""
-    start_ns = pl.col("start_time").cast(pl.Int64)
-    return (
+    """Spans with `group`, a number of minute and dimensions, and the cells that they fall into."""
+    codes = (
         spans.lazy()
-        .with_columns(_groups(spans))
         .with_row_index("row")
-        .select(
-            "row",
-            "group",
-            "cache_hit",
-            "duration_ns",
-            "sample_weight",
-            bucket=bucket_index(pl.col("duration_ns")),
-            second=start_ns // 1_000_000_000 % 60,
-            is_error=pl.col("status") == "error",
-            payload_bytes=pl.col("payload_bytes").clip(0, PAYLOAD_BYTES_MAX),
+        .with_columns(
+            (pl.col("start_time").cast(pl.Int64) // _MINUTE_NS).alias("minute"),
+            *(pl.col(name).cast(pl.Categorical).to_physical() for name in DIMENSIONS),
         )
+    )
+    group = _group_number(codes)
+    if group is None:
+        codes = codes.collect().pipe(lambda frame: frame.with_columns(_dense_group(frame))).lazy()
+        group = pl.col("group")
+    return codes.select(
+        "row",
+        "cache_hit",
+        "duration_ns",
+        "sample_weight",
+        group=group,
+        bucket=bucket_index(pl.col("duration_ns")),
+        second=pl.col("start_time").cast(pl.Int64) // 1_000_000_000 % 60,
+        is_error=pl.col("status") == "error",
+        payload_bytes=pl.col("payload_bytes").clip(0, PAYLOAD_BYTES_MAX),
     )
 
 
-def _groups(spans: pl.DataFrame) -> pl.Series:
-    """A number for each row, equal where minute and dimensions are, from 0 to below _GROUPS_MAX."""
-    minutes = spans["start_time"].cast(pl.Int64) // _MINUTE_NS
-    labels = [
-        spans[name].cast(pl.Categorical).to_physical().cast(pl.Int64).fill_null(-1) for name in DIMENSIONS
-    ]
-    group, size = _from_zero(minutes)
-    for label in labels:
-        codes, values = _from_zero(label)
+def _group_number(codes: pl.LazyFrame) -> pl.Expr | None:
+    """A number for each row, different where minute or dimensions are, from 0 to below _GROUPS_MAX.
+
+    Digits of mixed radix, each from 0 to the range of its column; None where that takes too large a number.
+    """
+    names = ("minute", *DIMENSIONS)
+    low, high = (
+        row.row(0, named=True)
+        for row in pl.collect_all([codes.select(names).min(), codes.select(names).max()])
+    )
+    number, size = pl.lit(0, pl.Int64), 1
+    for name in names:
+        # One digit more than the range holds the nulls.
+        first, values = (low[name] or 0) - 1, (high[name] or 0) - (low[name] or 0) + 2
+        number = number * values + (pl.col(name).cast(pl.Int64) - first).fill_null(0)
+        size *= values
+    return number if size <= _GROUPS_MAX else None
+
+
+def _dense_group(codes: pl.DataFrame) -> pl.Series:
+    """As `_group_number`, by numbering the values that are there: slower, and never too large."""
+    group, size = _dense(codes["minute"])
+    for name in DIMENSIONS:
+        digits, values = _dense(codes[name].cast(pl.Int64).fill_null(-1))
         if size * values > _GROUPS_MAX:
             group, size = _dense(group)
-            codes, values = _dense(label)
-        group, size = group * values + codes, size * values
+        group, size = group * values + digits, size * values
     return group.alias("group")
-
-
-def _from_zero(numbers: pl.Series) -> tuple[pl.Series, int]:
-    """`numbers` less their smallest, and one more than the largest of that."""
-    low, high = cast(int, numbers.min()), cast(int, numbers.max())
-    return numbers - low, high - low + 1
 
 
 def _dense(numbers: pl.Series) -> tuple[pl.Series, int]:
