@@ -11,6 +11,7 @@ import duckdb
 
 from analytics.definitions import ANALYTICS_DEFINITIONS
 from analytics.rollup import compact, job
+from analytics.rollup.job import Done
 from collector.config import Config
 from collector.errors import SpanlakeError
 from collector.lake import engine
@@ -24,19 +25,10 @@ Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
-class JobReport:
-    """What a job did: `spans` it took in, in `runs` transactions; `position`: the snapshot it has come to."""
-
-    spans: int
-    runs: int
-    position: int | None
-
-
-@dataclass(frozen=True)
 class JobsReport:
     """The reports of all jobs by name."""
 
-    jobs: dict[str, JobReport]
+    jobs: dict[str, Done]
 
 
 @dataclass(frozen=True)
@@ -64,15 +56,14 @@ def run_once(
     Raises duckdb.Error and OSError where the lake cannot be read or written; what was committed before stays.
     """
     stopping = stop or threading.Event()
-    spans, runs = job.catch_up(
+    done = job.catch_up(
         lake, config.analyze.spans_per_run_max, stopping.is_set, progress or (lambda _spans, _left: None)
     )
-    for table in compact.TABLES:
-        while not stopping.is_set() and compact.compact(lake, table):
-            pass
-    with lake.read() as reader:
-        position = reader.position(job.JOB)
-    return JobsReport({job.JOB: JobReport(spans, runs, position)})
+    if done.runs:
+        for table in compact.TABLES:
+            while not stopping.is_set() and compact.compact(lake, table):
+                pass
+    return JobsReport({job.JOB: done})
 
 
 def run_forever(lake: Lake, config: Config, stop: threading.Event) -> None:

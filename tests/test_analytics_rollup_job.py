@@ -100,7 +100,7 @@ def assert_exact(lake: Lake) -> None:
 
 
 def test_spans_are_rolled_up_once_and_idle_runs_cost_no_commit(lake: Lake) -> None:
-    assert jobs.run_once(lake, CONFIG).jobs["rollup"] == jobs.JobReport(0, 0, None)
+    assert jobs.run_once(lake, CONFIG).jobs["rollup"] == job.Done(0, 0, None)
     for seed in range(3):
         add(lake, spans(500, seed))
     report = jobs.run_once(lake, CONFIG).jobs["rollup"]
@@ -108,7 +108,7 @@ def test_spans_are_rolled_up_once_and_idle_runs_cost_no_commit(lake: Lake) -> No
     with lake.read() as reader:
         newest = reader.snapshot_id()
         assert reader.position("rollup") == report.position == newest - 1
-    assert jobs.run_once(lake, CONFIG).jobs["rollup"] == jobs.JobReport(0, 0, report.position)
+    assert jobs.run_once(lake, CONFIG).jobs["rollup"] == job.Done(0, 0, report.position)
     with lake.read() as reader:
         assert reader.snapshot_id() == newest
     assert_exact(lake)

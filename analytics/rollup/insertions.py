@@ -3,6 +3,9 @@
 DuckLake keeps with each row the snapshot that inserted it (the virtual column `snapshot_id`), also after files are
 merged and old snapshots expired. Files that lie whole in the range are read directly, which takes a third of the
 time; all others go through the database.
+
+Table `spans` must only ever grow, shrink by DELETE, and be merged: an UPDATE or `ducklake_rewrite_data_files` gives
+old rows a new snapshot, and they would be counted again.
 """
 
 from __future__ import annotations

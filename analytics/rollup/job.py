@@ -42,6 +42,15 @@ class Behind:
         return sum(bite.spans for bite in self.bites)
 
 
+@dataclass(frozen=True)
+class Done:
+    """What a job did: `spans` it took in, in `runs` transactions; `position`: the snapshot it has come to."""
+
+    spans: int
+    runs: int
+    position: int | None
+
+
 def behind(reader: Reader, spans_per_run_max: int) -> Behind:
     """The runs that would bring the rollups up to the reader's snapshot."""
     position = reader.position(JOB)
@@ -78,28 +87,25 @@ def write_rows(lake: Lake, table: str, rows: pl.DataFrame) -> Path:
 
 def catch_up(
     lake: Lake, spans_per_run_max: int, stopped: Callable[[], bool], done: Callable[[int, int], None]
-) -> tuple[int, int]:
-    """Run until no span is left that was there at the start, or until `stopped()`; return (spans, runs) done here.
+) -> Done:
+    """Run until no span is left that was there at the start, or until `stopped()`.
 
     `done(spans, spans_left)` is called after each run. A run that another process did first is left to it.
     """
     spans = runs = 0
-    while not stopped():
+    while True:
         with lake.read() as reader:
             due = behind(reader, spans_per_run_max)
-        if not due.bites:
-            break
         position, left = due.position, due.spans
         try:
             for bite in due.bites:
+                if stopped():
+                    break
                 run(lake, position, bite)
                 position, left = bite.upto, left - bite.spans
                 spans, runs = spans + bite.spans, runs + 1
                 done(bite.spans, left)
-                if stopped():
-                    return spans, runs
         except StaleProgressError as error:
             log.info("%s", error)
-            continue
-        break
-    return spans, runs
+        else:
+            return Done(spans, runs, position)
