@@ -17,11 +17,15 @@ class SpanlakeError(Exception):
 
 
 class RetryableError(SpanlakeError):
-    """A fault that could pass: the client keeps the data and sends it again after `retry_after_seconds`."""
+    """A fault that could pass: the client keeps the data and sends it again after `retry_after_seconds`.
 
-    def __init__(self, message: str, retry_after_seconds: float = 1.0) -> None:
+    `refused_spans` is the number of spans in the refused request, None where it was not read so far.
+    """
+
+    def __init__(self, message: str, retry_after_seconds: float = 1.0, *, refused_spans: int | None = None) -> None:
         super().__init__(message)
         self.retry_after_seconds = retry_after_seconds
+        self.refused_spans = refused_spans
 
 
 class OverloadedError(RetryableError):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 
@@ -10,20 +10,27 @@ from typing import Protocol
 class TraceRequest:
     """One export request as received: a decompressed, serialized `ExportTraceServiceRequest`.
 
-    `tenant` is the tenant that the transport names (header), None where it names none.
+    `tenant` is the tenant that the transport names (header), None where it names none; `transport` is grpc or http,
+    empty where the request came from a file.
     """
 
     payload: bytes
     received_at_ns: int
     tenant: str | None = None
+    transport: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Accepted:
-    """The answer to a request: all of it is durable but for `rejected_spans`, which `message` explains."""
+    """The answer to a request: all of it is durable but for `rejected_spans`, which `message` explains.
+
+    `spans` is how many this request added: none where it repeats one that was stored before. Answers that tell
+    a client the same are equal.
+    """
 
     rejected_spans: int = 0
     message: str = ""
+    spans: int = field(default=0, compare=False)
 
 
 class TraceSink(Protocol):

@@ -42,9 +42,13 @@ _Unary = Callable[[bytes, _Context], Awaitable[bytes]]
 class GrpcServer:
     """The three OTLP services on one port."""
 
-    def __init__(self, config: CollectorConfig, intake: Intake) -> None:
+    def __init__(
+        self, config: CollectorConfig, intake: Intake, credentials: grpc.ServerCredentials | None = None
+    ) -> None:
+        """`credentials` turn TLS on."""
         self._config = config
         self._intake = intake
+        self._credentials = credentials
         self._server: aio.Server | None = None
 
     async def start(self) -> int:
@@ -53,7 +57,10 @@ class GrpcServer:
         server = aio.server(options=_options(self._config))
         server.add_generic_rpc_handlers((_Services(self._config, self._intake),))
         try:
-            port = server.add_insecure_port(self._config.grpc)
+            if self._credentials is None:
+                port = server.add_insecure_port(self._config.grpc)
+            else:
+                port = server.add_secure_port(self._config.grpc, self._credentials)
         except RuntimeError as error:
             raise cannot_listen("collector.grpc", self._config.grpc, error) from error
         await server.start()
@@ -91,11 +98,12 @@ class _Services(grpc.GenericRpcHandler):  # type: ignore[misc]  # grpc is untype
             tenant = tenant_of(value for key, value in metadata if key == TENANT_HEADER)
             with self._intake.admission.ticket() as ticket:
                 payload = await self._inflate(payload, ticket)
-                accepted = await self._intake.deliver(payload, tenant, ticket)
+                accepted = await self._intake.deliver(payload, tenant, ticket, "grpc")
             return bytes(response(accepted).SerializeToString())
         except asyncio.CancelledError:
             raise
         except Exception as error:  # noqa: BLE001 - an escaped exception is UNKNOWN, on which clients drop data
+            self._intake.refusals.count("grpc", error)
             told = refusal(error)
         await context.abort(told.grpc_code, told.message, told.trailing_metadata())
 

@@ -58,6 +58,8 @@ class HttpApp:
         except asyncio.CancelledError:  # the grace of a stop is over
             await _refuse(send, media_type, RetryableError("the collector stopped: send the request again"))
         except Exception as error:  # noqa: BLE001 - an escaped exception is a 500, on which clients drop data
+            if scope["path"] == _TRACES and scope["method"] == "POST":
+                self._intake.refusals.count("http", error)
             await _refuse(send, media_type, error)
 
     async def _answer(
@@ -87,7 +89,7 @@ class HttpApp:
             payload = await self._read(body, receive)
             if media_type == JSON and payload:
                 payload = await self._intake.workers.run(len(payload), to_protobuf, payload)
-            return await self._intake.deliver(payload, tenant, ticket)
+            return await self._intake.deliver(payload, tenant, ticket, "http")
 
     async def _read(self, body: Body, receive: ASGIReceiveCallable) -> bytes:
         inflated_bytes = 0

@@ -13,6 +13,7 @@ from collector.errors import InvalidRequestError
 from collector.pipeline import Accepted, TraceRequest, TraceSink
 from collector.receive.admission import Admission, Ticket
 from collector.receive.log import log
+from collector.receive.refusals import Refusals
 from collector.receive.workers import Workers
 
 TENANT_HEADER = "x-scope-orgid"
@@ -25,10 +26,11 @@ class Intake:
         self._sink = sink
         self._deliveries: set[asyncio.Task[Accepted]] = set()
         self._unstored: set[str] = set()
+        self.refusals = Refusals()
         self.workers = Workers()
         self.admission = Admission(config.requests_in_flight_max, config.pending_bytes_max)
 
-    async def deliver(self, payload: bytes, tenant: str | None, ticket: Ticket) -> Accepted:
+    async def deliver(self, payload: bytes, tenant: str | None, ticket: Ticket, transport: str) -> Accepted:
         """Hand a request, received in full, to the sink; `ticket` holds its bytes already.
 
         Where the caller is cancelled, because its client is gone, the sink goes on, and the bytes count as
@@ -38,7 +40,7 @@ class Intake:
         if not payload:
             return Accepted()
         held = ticket.hand_over()
-        task = asyncio.create_task(self._accept(TraceRequest(payload, time.time_ns(), tenant), held))
+        task = asyncio.create_task(self._accept(TraceRequest(payload, time.time_ns(), tenant, transport), held))
         self._deliveries.add(task)
         task.add_done_callback(self._deliveries.discard)
         return await asyncio.shield(task)
