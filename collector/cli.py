@@ -67,7 +67,7 @@ def sql(sql: str, data: str | None, format_: str, output: Path | None, config_fi
     Works while a collector runs, and while none does.
     """
     from collector.lake.location import locate
-    from collector.lake.sandbox import run_user_sql
+    from collector.lake.sandbox import open_sandbox
     from collector.results import WRITERS
     from collector.settings import load
 
@@ -77,7 +77,8 @@ def sql(sql: str, data: str | None, format_: str, output: Path | None, config_fi
         raise click.UsageError("a Parquet file does not suit a terminal: add --output FILE")
     with (
         _progress_note("the query runs"),
-        run_user_sql(locate(config.storage), config.query, text) as result,
+        open_sandbox(locate(config.storage), config.query) as sandbox,
+        sandbox.run(text) as result,
         _opened(output) as stream,
     ):
         WRITERS[format_](result, stream)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import shutil
@@ -69,3 +70,35 @@ def nats_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
     folder, port = tmp_path_factory.mktemp("nats"), _free_port()
     with _system_server("nats-server", "--addr", "127.0.0.1", "--port", str(port), port=port, folder=folder):
         yield port
+
+
+LAKE_SPANS = 3000
+
+
+@pytest.fixture(scope="session")
+def lake_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data folder with LAKE_SPANS simulated spans of the last minutes, rolled up. For reading only."""
+    from analytics import jobs
+    from collector.collect import open_ingest
+    from collector.config import Config, StorageConfig
+    from collector.importing import import_files
+    from collector.lake.lake import Lake
+    from collector.lake.location import locate
+    from sample_data.emit_files import framed, requests
+
+    folder = tmp_path_factory.mktemp("lake")
+    config = Config(storage=StorageConfig(data=str(folder / "data")))
+    file = folder / "spans.pb"
+    file.write_bytes(b"".join(map(framed, requests(1, LAKE_SPANS, start_second=int(time.time()) - 120))))
+
+    async def fill() -> None:
+        with open_ingest(config, locate(config.storage)) as (ingest, _sealer):
+            ingest.start()
+            (report,) = await import_files([file], ingest, config.collector.request_bytes_max, lambda *_: None)
+            assert report.spans == LAKE_SPANS
+
+    asyncio.run(fill())
+    with Lake(locate(config.storage), read_only=False) as lake:
+        jobs.prepare(lake)
+        jobs.run_once(lake, config)
+    return folder / "data"

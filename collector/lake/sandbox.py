@@ -22,7 +22,6 @@ import pyarrow as pa
 from collector.config import QueryConfig
 from collector.errors import SpanlakeError
 from collector.lake import engine
-from collector.lake.lake import Reader, check_version
 from collector.lake.location import Location
 
 BATCH_ROWS = 10_000
@@ -74,33 +73,48 @@ class Result:
     batches: Iterator[pa.RecordBatch]
 
 
+class Sandbox:
+    """A locked-down connection to a lake, for one statement after the other; made by `open_sandbox`."""
+
+    def __init__(self, connection: duckdb.DuckDBPyConnection, config: QueryConfig) -> None:
+        self._connection = connection
+        self._config = config
+
+    @contextmanager
+    def run(self, sql: str) -> Iterator[Result]:
+        """Run one reading statement: SELECT, FROM, WITH, VALUES, DESCRIBE, SHOW, SUMMARIZE or EXPLAIN.
+
+        After `query.timeout_seconds` it is interrupted, also while its rows are read.
+
+        Raises QueryError for a statement that is refused or fails, here or while the rows are read.
+        """
+        expired = threading.Event()
+        timer = threading.Timer(self._config.timeout_seconds, _interrupt, (self._connection, expired))
+        timer.daemon = True
+        timer.start()
+        try:
+            with _database_errors(expired, self._config):
+                statement = _admit(self._connection, sql)
+                reader = self._connection.execute(statement).to_arrow_reader(BATCH_ROWS)
+            yield Result(reader.schema, _batches(reader, expired, self._config))
+        finally:
+            timer.cancel()
+
+
 @contextmanager
-def run_user_sql(location: Location, config: QueryConfig, sql: str) -> Iterator[Result]:
-    """Run one reading statement (SELECT, FROM, WITH, VALUES, DESCRIBE, SHOW, SUMMARIZE, EXPLAIN) on the lake.
+def open_sandbox(location: Location, config: QueryConfig) -> Iterator[Sandbox]:
+    """Open a lake for SQL of users. Memory is bounded by `query.memory_bytes_max`, spilled bytes by four times that.
 
-    Memory is bounded by `query.memory_bytes_max`, what is spilled to disk by four times that; after
-    `query.timeout_seconds` the statement is interrupted, also while its rows are read.
-
-    Raises QueryError for a statement that is refused or fails, here or while the rows are read; OperatorError
-    where there is no lake.
+    Raises OperatorError where there is no lake.
     """
     location.require()
     with tempfile.TemporaryDirectory(prefix="spanlake-query-") as spill:
         connection = engine.connect(config.memory_bytes_max, THREADS)
-        expired = threading.Event()
-        timer = threading.Timer(config.timeout_seconds, _interrupt, (connection, expired))
-        timer.daemon = True
         try:
             engine.attach(connection, location, read_only=True)
-            check_version(Reader(connection), location)
             _lock_down(connection, location, spill, SPILL_FACTOR * config.memory_bytes_max)
-            timer.start()
-            with _database_errors(expired, config):
-                statement = _admit(connection, sql)
-                reader = connection.execute(statement).to_arrow_reader(BATCH_ROWS)
-            yield Result(reader.schema, _batches(reader, expired, config))
+            yield Sandbox(connection, config)
         finally:
-            timer.cancel()
             connection.close()
 
 
@@ -149,10 +163,10 @@ def _batches(reader: pa.RecordBatchReader, expired: threading.Event, config: Que
 
 def _admit(connection: duckdb.DuckDBPyConnection, sql: str) -> duckdb.Statement:
     """The one statement of `sql`, where it only reads the lake. Raises QueryError."""
-    statement = _single(sql)
+    statement = _single(connection, sql)
     inner = statement
     if statement.type == duckdb.StatementType.EXPLAIN:
-        inner = _single(_explained(statement.query))
+        inner = _single(connection, _explained(statement.query))
     tree = json.loads(connection.execute("SELECT json_serialize_sql(?)", [inner.query]).fetchall()[0][0])
     if inner.type != duckdb.StatementType.SELECT or tree["error"]:
         raise QueryError(
@@ -163,8 +177,9 @@ def _admit(connection: duckdb.DuckDBPyConnection, sql: str) -> duckdb.Statement:
     return statement
 
 
-def _single(sql: str) -> duckdb.Statement:
-    statements = duckdb.extract_statements(sql)
+def _single(connection: duckdb.DuckDBPyConnection, sql: str) -> duckdb.Statement:
+    # By the locked connection: for IMPORT DATABASE, parsing alone reads files.
+    statements = connection.extract_statements(sql)
     if len(statements) != 1:
         raise QueryError(
             f"expected one statement that only reads, found {len(statements)} "
