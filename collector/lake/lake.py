@@ -54,7 +54,7 @@ class Reader:
 
     def snapshot_id(self) -> int:
         """The newest snapshot that this reader sees."""
-        return int(self.row(f"SELECT max(snapshot_id) FROM {engine.CATALOG}.snapshots()")[0])
+        return int(self.row(f"SELECT id FROM {engine.CATALOG}.current_snapshot()")[0])
 
     def position(self, job: str) -> int | None:
         """How far `job` has come: the position of its last committed transaction, None before the first."""
