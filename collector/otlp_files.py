@@ -126,11 +126,13 @@ def _prefixed(stream: io.BufferedReader, request_bytes_max: int) -> Iterator[Rec
 
 
 def _json(stream: io.BufferedReader, request_bytes_max: int) -> Iterator[Record]:
-    first = stream.readline(request_bytes_max + 1)
-    if _is_json(first) or not first.strip():
-        yield from _json_lines(first, stream, request_bytes_max)
+    blank, first = b"", stream.readline(request_bytes_max + 1)
+    while first and not first.strip() and len(blank) < request_bytes_max:
+        blank, first = blank + first, stream.readline(request_bytes_max + 1)
+    if _is_json(first):
+        yield from _json_lines(blank + first, stream, request_bytes_max)
         return
-    document = first + stream.read(max(0, request_bytes_max + 1 - len(first)))
+    document = blank + first + stream.read(max(0, request_bytes_max + 1 - len(blank) - len(first)))
     if len(document) > request_bytes_max and first.strip() in (b"{", b"["):
         yield Record(0, problem=_too_large(request_bytes_max))
     elif len(document) <= request_bytes_max and (_is_json(document) or b"\n" not in document.strip()):
