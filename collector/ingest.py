@@ -14,9 +14,8 @@ import logging
 import queue
 import threading
 import time
-from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import pyarrow as pa
@@ -26,11 +25,17 @@ from collector.decode.decoder import Decoded, Decoder
 from collector.errors import InvalidRequestError, OverloadedError, RetryableError
 from collector.pipeline import Accepted, TraceRequest
 from collector.spool import Entry, Spool, digest_of
+from collector.tenants.fair_queue import FairQueue
 
 log = logging.getLogger(__name__)
 
 GROUP_REQUESTS_MAX = 256
 _GROUPS_DECODED_AHEAD_MAX = 2
+_TURN_BYTES = 256 * 1024
+_REQUEST_COST_BYTES = 1024
+"""What a request costs besides its bytes, so that tiny ones do not pass for free."""
+_CONTENDED_GROUP_BYTES_MAX = 1024 * 1024
+"""While several tenants send, so that none of them waits long for a group filled by another."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +87,7 @@ class Ingest:
         self._sink = sink
         self._loop: asyncio.AbstractEventLoop | None = None
         self._arrived = threading.Condition()
-        self._waiting: deque[_Waiting] = deque()
+        self._waiting: FairQueue[_Waiting] = FairQueue(_TURN_BYTES)
         self._in_flight: dict[bytes, _Waiting] = {}
         self._decoded: queue.Queue[_Group | None] = queue.Queue(_GROUPS_DECODED_AHEAD_MAX)
         self._stopping = False
@@ -119,7 +124,8 @@ class Ingest:
         with self._arrived:
             if self._stopping:
                 raise RetryableError("the collector is stopping; send the request again")
-            self._waiting.append(_Waiting(request, [future]))
+            size_bytes = len(request.payload) + _REQUEST_COST_BYTES
+            self._waiting.push(request.tenant or "", size_bytes, _Waiting(request, [future]))
             self._arrived.notify()
         return await future
 
@@ -138,17 +144,13 @@ class Ingest:
 
     def _next_members(self) -> list[_Waiting] | None:
         with self._arrived:
-            self._arrived.wait_for(lambda: self._waiting or self._stopping)
+            self._arrived.wait_for(lambda: len(self._waiting) or self._stopping)
             if not self._waiting:
                 return None
-            members: list[_Waiting] = []
-            size = 0
-            while self._waiting and len(members) < GROUP_REQUESTS_MAX:
-                size += len(self._waiting[0].request.payload)
-                if members and size > self._config.spool_group_bytes_max:
-                    break
-                members.append(self._waiting.popleft())
-            return members
+            bytes_max = self._config.spool_group_bytes_max
+            if self._waiting.is_contended:
+                bytes_max = min(bytes_max, _CONTENDED_GROUP_BYTES_MAX)
+            return self._waiting.take(GROUP_REQUESTS_MAX, bytes_max)
 
     def _deduplicate(self, members: Sequence[_Waiting]) -> list[_Waiting]:
         """Those that are new; a repetition waits for its original, or gets the answer that this one got."""
@@ -205,11 +207,11 @@ class Ingest:
             log.exception("the spool did not take %d requests", len(entries))
             self._answer((m, _retryable(error)) for group in groups for m in group.members)
             return
-        self._answer(pair for group in groups for pair in group.answered())
         seq = last - len(entries)
         for group in groups:
             first, seq = seq + 1, seq + len(group.members)
             self._sink.offer(SpooledGroup(first, seq, group.decoded.spans, group.decoded.resources))
+        self._answer(pair for group in groups for pair in group.answered())
 
     def _answer(self, answers: Iterable[tuple[_Waiting, Answer]]) -> None:
         """Answer everybody who waits for these requests, and forget that they are in flight."""
@@ -218,7 +220,11 @@ class Ingest:
             for member, answer in answers:
                 if self._in_flight.get(member.digest) is member:
                     del self._in_flight[member.digest]
-                settled.extend((future, answer) for future in member.futures)
+                first, *others = member.futures
+                settled.append((first, answer))
+                if others:
+                    repeated = replace(answer, spans=0) if isinstance(answer, Accepted) else answer
+                    settled.extend((future, repeated) for future in others)
         if self._loop is not None and settled:
             self._loop.call_soon_threadsafe(_settle, settled)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -98,9 +98,11 @@ class _Group:
         columns = self._columns(mapping, start_ns, end_ns)
         batch = pa.RecordBatch.from_arrays([columns[name] for name in SPAN_SCHEMA.names], schema=SPAN_SCHEMA)
         good = acceptable(spans, start_ns, end_ns)
+        counts = self.wire.span_counts_by_request.tolist()
         if good.all():
-            return Decoded(batch, self._resource_rows(good), (Accepted(),) * len(self.requests))
-        answers = explain_rejections(spans, self.request, good, len(self.requests))
+            return Decoded(batch, self._resource_rows(good), tuple(Accepted(spans=count) for count in counts))
+        explained = explain_rejections(spans, self.request, good, len(self.requests))
+        answers = [replace(a, spans=count - a.rejected_spans) for a, count in zip(explained, counts, strict=True)]
         return Decoded(batch.filter(pa.array(good)), self._resource_rows(good), tuple(answers))
 
     def _columns(self, mapping: Mapping, start_ns: npt.NDArray[Any], end_ns: npt.NDArray[Any]) -> dict[str, pa.Array]:

@@ -1,0 +1,1 @@
+"""Who sends, whether they may, and that nobody does so at another's cost."""
