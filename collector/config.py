@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict, Field
+import re
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+_ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://(?:[a-z0-9._-]+|\[[0-9a-f:.]+\])(?::\d{1,5})?")
 
 
 class Section(BaseModel):
@@ -23,6 +28,11 @@ class CollectorConfig(Section):
 
     grpc: str = Field("127.0.0.1:4317", description="HOST:PORT of OTLP/gRPC; port 0 takes a free one")
     http: str = Field("127.0.0.1:4318", description="HOST:PORT of OTLP/HTTP; port 0 takes a free one")
+    cors_origins: tuple[str, ...] = Field(
+        (),
+        description="origins whose pages may send over OTLP/HTTP, as https://app.example:8443, or * for any; "
+        "empty: no CORS",
+    )
     request_bytes_max: int = Field(64 * 2**20, ge=1024, description="bytes of a request after decompression")
     requests_in_flight_max: int = Field(4096, ge=1, description="requests received and not yet answered")
     pending_bytes_max: int = Field(
@@ -40,6 +50,77 @@ class CollectorConfig(Section):
     dedup_window_seconds: float = Field(3600.0, ge=0, description="how long a repeated request is recognised")
     merge_interval_seconds: float = Field(10.0, gt=0, description="time between looks for small files to merge")
     stop_timeout_seconds: float = Field(30.0, gt=0, description="time for a graceful stop")
+
+    @field_validator("cors_origins")
+    @classmethod
+    def _are_origins(cls, origins: tuple[str, ...]) -> tuple[str, ...]:
+        if any(origin != "*" and not _ORIGIN.fullmatch(origin) for origin in origins):
+            raise ValueError("not an origin")
+        return origins
+
+
+class TlsConfig(Section):
+    """TLS of both servers. The files are read anew when they change; new connections get the new ones."""
+
+    certificate: str = Field("", description="PEM file of the certificate and its intermediates; empty: no TLS")
+    key: str = Field("", description="PEM file of the certificate's private key, not encrypted")
+    client_ca: str = Field("", description="PEM file of authorities; clients must have a certificate of theirs (mTLS)")
+
+
+class TelemetryConfig(Section):
+    """What the collector tells about itself. A default port that is in use gives way to a free one."""
+
+    metrics: str = Field("127.0.0.1:8888", description="HOST:PORT of Prometheus metrics at /metrics; empty: none")
+    health: str = Field("127.0.0.1:13133", description="HOST:PORT of health at / and /live; empty: none")
+    traces_endpoint: str = Field(
+        "", description="URL of the OTLP endpoint that takes the collector's own spans; empty: none are made"
+    )
+    log_format: Literal["auto", "json", "text"] = Field(
+        "auto", description="auto, json or text; auto: text on a terminal, else JSON lines"
+    )
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        "info", description="debug, info, warning or error: the least that is logged"
+    )
+
+
+class AuthConfig(Section):
+    """Who may write: bearer tokens, each of one tenant, made by `spanlake tokens add`."""
+
+    enabled: bool = Field(False, description="refuse requests without a valid `Authorization: Bearer` token")
+
+
+class TenantQuota(Section):
+    """What one tenant may send; a key that is missing has the value of [quotas]."""
+
+    spans_per_second: float | None = Field(None, ge=0, allow_inf_nan=False)
+    bytes_per_second: float | None = Field(None, ge=0, allow_inf_nan=False)
+    burst_seconds: float | None = Field(None, gt=0, allow_inf_nan=False)
+
+
+class QuotasConfig(Section):
+    """What each tenant may send. Beyond it requests are refused, to be sent again when there is room."""
+
+    spans_per_second: float = Field(0.0, ge=0, description="spans per second of a tenant; 0: no bound")
+    bytes_per_second: float = Field(
+        0.0, ge=0, description="bytes per second of a tenant, after decompression; 0: no bound"
+    )
+    burst_seconds: float = Field(10.0, gt=0, description="seconds of unused quota that a tenant can save up")
+    tenants: dict[str, TenantQuota] = Field(
+        {}, description="quotas of single tenants: a table [quotas.tenants.NAME] with the keys above"
+    )
+
+
+class LimitsConfig(Section):
+    """Bounds on what single spans carry. What is beyond is cut or dropped, marked on the span and counted."""
+
+    attributes_max: int = Field(128, ge=1, description="attributes of a span, event, link, scope or resource")
+    attribute_key_bytes_max: int = Field(256, ge=1, description="bytes of a key; beyond: the attribute is dropped")
+    attribute_value_bytes_max: int = Field(
+        16_384, ge=16, description="bytes of a value as text, also of a status message or trace state; beyond: cut"
+    )
+    name_bytes_max: int = Field(1024, ge=16, description="bytes of the name of a span, event or scope; beyond: cut")
+    events_max: int = Field(128, ge=0, description="events of a span; beyond: dropped")
+    links_max: int = Field(128, ge=0, description="links of a span; beyond: dropped")
 
 
 class MappingConfig(Section):
@@ -121,6 +202,11 @@ class Config(Section):
 
     storage: StorageConfig = StorageConfig()
     collector: CollectorConfig = CollectorConfig()
+    tls: TlsConfig = TlsConfig()
+    telemetry: TelemetryConfig = TelemetryConfig()
+    auth: AuthConfig = AuthConfig()
+    quotas: QuotasConfig = QuotasConfig()
+    limits: LimitsConfig = LimitsConfig()
     mapping: MappingConfig = MappingConfig()
     analyze: AnalyzeConfig = AnalyzeConfig()
     query: QueryConfig = QueryConfig()

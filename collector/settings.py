@@ -12,13 +12,16 @@ import tomllib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from difflib import get_close_matches
+from itertools import combinations
 from pathlib import Path
-from typing import Any
+from typing import Any, get_origin
+from urllib.parse import urlsplit
 
 from pydantic import BaseModel, TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
+from pydantic_core import ErrorDetails
 
-from collector.config import Config, Section
+from collector.config import Config, Section, TlsConfig
 from collector.errors import OperatorError
 from collector.lake.location import locate
 from collector.receive.address import host_and_port
@@ -28,7 +31,7 @@ PREFIX = "SPANLAKE_"
 FILE_VARIABLE = "SPANLAKE_CONFIG"
 FLAGS = {"storage.data": "--data"}
 """Flags that are not named by their key alone."""
-ADDRESSES = ("grpc", "http")
+ADDRESSES = (("collector", "grpc"), ("collector", "http"), ("telemetry", "metrics"), ("telemetry", "health"))
 
 Key = tuple[str, str]
 
@@ -168,6 +171,11 @@ def _from_text(info: FieldInfo, text: str) -> object:
     """The value of the field's type that the text stands for, or the text itself where it stands for none."""
     if info.annotation == tuple[str, ...]:
         return tuple(part.strip() for part in text.split(",") if part.strip())
+    if get_origin(info.annotation) is dict:
+        try:
+            return tomllib.loads(f"table = {text}")["table"]
+        except tomllib.TOMLDecodeError:
+            return text
     try:
         adapter: TypeAdapter[object] = TypeAdapter(info.annotation or object)
         return adapter.validate_strings(text.strip())
@@ -192,8 +200,22 @@ def _build_section(layers: _Layers, name: str, model: type[Section]) -> BaseMode
             info = model.model_fields[key]
             default = shown(info.get_default(call_default_factory=True))
             rest = f"expected {expectation(info)}; correct it, or remove it for the default {default}"
-            layers.report(f"{name}.{key}", layers.values[name, key], rest)
+            inner = [p for p in error.errors() if p["loc"][0] == key and isinstance(p["loc"][-1], str) and p["loc"][1:]]
+            for problem in inner:
+                _report_inner(layers, name, problem)
+            if not inner:
+                layers.report(f"{name}.{key}", layers.values[name, key], rest)
         return None
+
+
+def _report_inner(layers: _Layers, section: str, problem: ErrorDetails) -> None:
+    """A problem within a table of tables. The value of an unknown key is not shown: it could be a secret."""
+    path = ".".join([section, *map(str, problem["loc"])])
+    origin = layers.values[section, str(problem["loc"][0])].origin
+    if problem["type"] == "extra_forbidden":
+        layers.problems.append(f"{path} ({origin}): unknown key; expected one of its table; remove it")
+    else:
+        layers.report(path, _Given(problem["input"], origin), f"{problem['msg']}; correct it, or remove it")
 
 
 def _check_values(layers: _Layers, config: Config) -> None:
@@ -202,6 +224,8 @@ def _check_values(layers: _Layers, config: Config) -> None:
         if isinstance(given.value, float) and not math.isfinite(given.value):
             layers.report(f"{section}.{key}", given, "expected a finite number")
     _check_addresses(layers, config)
+    _check_tls(layers, config.tls)
+    _check_traces_endpoint(layers, config.telemetry.traces_endpoint)
     try:
         locate(config.storage)
     except OperatorError as error:
@@ -209,17 +233,43 @@ def _check_values(layers: _Layers, config: Config) -> None:
 
 
 def _check_addresses(layers: _Layers, config: Config) -> None:
-    parsed = {}
-    for key in ADDRESSES:
-        text = getattr(config.collector, key)
+    parsed: dict[Key, tuple[str, tuple[str, int]]] = {}
+    for section, key in ADDRESSES:
+        text = getattr(getattr(config, section), key)
+        if section == "telemetry" and not text:
+            continue
         try:
-            parsed[key] = host_and_port(f"collector.{key}", text)
+            parsed[section, key] = text, host_and_port(f"{section}.{key}", text)
         except OperatorError as error:
-            layers.problems.append(f"{error} ({layers.values['collector', key].origin})")
-    if len(parsed) == len(ADDRESSES) and _collide(parsed["grpc"], parsed["http"]):
-        layers.problems.append(
-            f"collector.grpc = {shown(config.collector.grpc)} and collector.http = "
-            f"{shown(config.collector.http)}: expected two different addresses; give one of them another port"
+            layers.problems.append(f"{error} ({layers.values[section, key].origin})")
+    for (one, (text, address)), (other, (other_text, other_address)) in combinations(parsed.items(), 2):
+        if _collide(address, other_address):
+            layers.problems.append(
+                f"{'.'.join(one)} = {shown(text)} and {'.'.join(other)} = {shown(other_text)}: "
+                "expected two different addresses; give one of them another port"
+            )
+
+
+def _check_tls(layers: _Layers, tls: TlsConfig) -> None:
+    if bool(tls.certificate) != bool(tls.key):
+        given, missing = ("certificate", "key") if tls.certificate else ("key", "certificate")
+        layers.report(f"tls.{given}", layers.values["tls", given], f"expected tls.{missing} with it; set both")
+    elif tls.client_ca and not tls.certificate:
+        rest = "expected tls.certificate and tls.key with it; set them"
+        layers.report("tls.client_ca", layers.values["tls", "client_ca"], rest)
+
+
+def _check_traces_endpoint(layers: _Layers, endpoint: str) -> None:
+    try:
+        url = urlsplit(endpoint)
+        valid = url.scheme in ("http", "https") and bool(url.hostname)
+    except ValueError:
+        valid = False
+    if endpoint and not valid:
+        layers.report(
+            "telemetry.traces_endpoint",
+            layers.values["telemetry", "traces_endpoint"],
+            "expected a URL such as http://127.0.0.1:4317; correct it, or remove it for no traces",
         )
 
 

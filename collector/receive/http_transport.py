@@ -7,17 +7,17 @@ import contextlib
 import math
 import resource
 import socket
+import ssl
 from collections.abc import Iterator
 from typing import Any
 
 import uvicorn
+from uvicorn._types import ASGI3Application
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from collector.config import CollectorConfig
 from collector.errors import InvalidRequestError, PermanentError
 from collector.receive.address import cannot_listen, host_and_port
-from collector.receive.http_server import PROTOBUF, HttpApp
-from collector.receive.intake import Intake
+from collector.receive.http_server import PROTOBUF
 from collector.receive.log import log
 from collector.receive.status import HeadersTooLargeError, refusal
 
@@ -126,17 +126,21 @@ class _Uvicorn(uvicorn.Server):
 
 
 class HttpServer:
-    """OTLP/HTTP on one port."""
+    """One application on one port."""
 
-    def __init__(self, config: CollectorConfig, intake: Intake) -> None:
-        self._config = config
-        self._app = HttpApp(config, intake)
+    def __init__(self, key: str, address: str, app: ASGI3Application, tls: ssl.SSLContext | None = None) -> None:
+        """`key` is the setting that says `address`, as HOST:PORT; `tls` turns TLS on."""
+        self._key = key
+        self._address = address
+        self._app = app
+        self._tls = tls
         self._server: _Uvicorn | None = None
         self._serving: asyncio.Task[None] | None = None
 
     async def start(self) -> int:
-        """Listen on `collector.http`; the port. Raises OperatorError where that is not possible."""
-        listener = _listen(self._config.http)
+        """Listen; the port. Raises OperatorError where that is not possible."""
+        listener = _listen(self._key, self._address)
+        tls = self._tls
         self._server = _Uvicorn(
             uvicorn.Config(
                 self._app,
@@ -148,6 +152,7 @@ class HttpServer:
                 proxy_headers=False,
                 server_header=False,
                 timeout_keep_alive=KEEP_ALIVE_SECONDS,
+                ssl_context_factory=None if tls is None else lambda _config, _default: tls,
             )
         )
         self._serving = asyncio.create_task(self._server.serve(sockets=[listener]))
@@ -164,22 +169,22 @@ class HttpServer:
         self._server = self._serving = None
 
 
-def _listen(address: str) -> socket.socket:
-    host, port = host_and_port("collector.http", address)
+def _listen(key: str, address: str) -> socket.socket:
+    host, port = host_and_port(key, address)
     try:
         family, kind, protocol, _, where = socket.getaddrinfo(
             host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )[0]
         listener = socket.socket(family, kind, protocol)
     except OSError as error:
-        raise cannot_listen("collector.http", address, error) from error
+        raise cannot_listen(key, address, error) from error
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(where)
         listener.listen()
     except OSError as error:
         listener.close()
-        raise cannot_listen("collector.http", address, error) from error
+        raise cannot_listen(key, address, error) from error
     return listener
 
 

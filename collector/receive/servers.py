@@ -7,9 +7,13 @@ from dataclasses import dataclass
 
 from collector.config import CollectorConfig
 from collector.pipeline import TraceSink
+from collector.receive.cors import Cors
 from collector.receive.grpc_server import GrpcServer
+from collector.receive.http_server import HttpApp
 from collector.receive.http_transport import HttpServer
 from collector.receive.intake import Intake
+from collector.receive.refusals import Refusals
+from collector.receive.tls import Certificates
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,11 +27,23 @@ class Endpoints:
 class Servers:
     """OTLP/gRPC and OTLP/HTTP in front of one sink, within the bounds of one configuration."""
 
-    def __init__(self, config: CollectorConfig, sink: TraceSink) -> None:
+    def __init__(self, config: CollectorConfig, sink: TraceSink, certificates: Certificates | None = None) -> None:
+        """With `certificates` both speak TLS and nothing else."""
         self._config = config
         self._intake = Intake(config, sink)
-        self._grpc = GrpcServer(config, self._intake)
-        self._http = HttpServer(config, self._intake)
+        app = HttpApp(config, self._intake)
+        self._grpc = GrpcServer(config, self._intake, certificates.grpc_credentials() if certificates else None)
+        self._http = HttpServer(
+            "collector.http",
+            config.http,
+            Cors(app, config.cors_origins) if config.cors_origins else app,
+            certificates.ssl_context() if certificates else None,
+        )
+
+    @property
+    def refusals(self) -> Refusals:
+        """What both servers refused."""
+        return self._intake.refusals
 
     async def start(self) -> Endpoints:
         """Listen. Raises OperatorError, and listens nowhere, where one of the addresses cannot be used."""
