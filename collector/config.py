@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator
+
+from collector.tenants.names import InvalidTenantError, checked_name
 
 _ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://(?:[a-z0-9._-]+|\[[0-9a-f:.]+\])(?::\d{1,5})?")
 
@@ -83,6 +85,13 @@ class TelemetryConfig(Section):
     )
 
 
+def _tenant(name: str) -> str:
+    try:
+        return checked_name(name)
+    except InvalidTenantError as error:
+        raise ValueError(str(error)) from error
+
+
 class AuthConfig(Section):
     """Who may write: bearer tokens, each of one tenant, made by `spanlake tokens add`."""
 
@@ -105,7 +114,7 @@ class QuotasConfig(Section):
         0.0, ge=0, description="bytes per second of a tenant, after decompression; 0: no bound"
     )
     burst_seconds: float = Field(10.0, gt=0, description="seconds of unused quota that a tenant can save up")
-    tenants: dict[str, TenantQuota] = Field(
+    tenants: dict[Annotated[str, AfterValidator(_tenant)], TenantQuota] = Field(
         {}, description="quotas of single tenants: a table [quotas.tenants.NAME] with the keys above"
     )
 

@@ -215,7 +215,9 @@ def _report_inner(layers: _Layers, section: str, problem: ErrorDetails) -> None:
     if problem["type"] == "extra_forbidden":
         layers.problems.append(f"{path} ({origin}): unknown key; expected one of its table; remove it")
     else:
-        layers.report(path, _Given(problem["input"], origin), f"{problem['msg']}; correct it, or remove it")
+        said = problem["msg"].removeprefix("Value error, ")
+        given = _Given(problem["input"], origin)
+        layers.report(path.removesuffix(".[key]"), given, f"{said}; correct it, or remove it")
 
 
 def _check_values(layers: _Layers, config: Config) -> None:

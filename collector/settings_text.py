@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_origin
 
-from pydantic import SecretStr
+from pydantic import BaseModel, SecretStr
 
 if TYPE_CHECKING:
     from pydantic.fields import FieldInfo
@@ -35,13 +35,20 @@ def shown(value: object) -> str:
         return json.dumps(masked, ensure_ascii=False).replace("\x7f", "\\u007f")
     if isinstance(value, bool):
         return "true" if value else "false"
-    if isinstance(value, list | tuple):
-        return f"[{', '.join(shown(item) for item in value)}]"
-    return str(value)
+    return _shown_items(value) if isinstance(value, list | tuple | dict | BaseModel) else str(value)
+
+
+def _shown_items(values: list[Any] | tuple[Any, ...] | dict[str, Any] | BaseModel) -> str:
+    if isinstance(values, list | tuple):
+        return f"[{', '.join(shown(value) for value in values)}]"
+    table = values if isinstance(values, dict) else values.model_dump(exclude_none=True)
+    return "{" + ", ".join(f"{shown(key)} = {shown(value)}" for key, value in table.items()) + "}"
 
 
 def type_name(info: FieldInfo) -> str:
     """The type of a field in plain words."""
+    if get_origin(info.annotation) is dict:
+        return "a table of tables"
     return _TYPES.get(_hashable(info.annotation), "a value")
 
 
