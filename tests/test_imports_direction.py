@@ -16,7 +16,13 @@ ALLOWED = {
     "dashboard": {"dashboard", "analytics", "collector"},
     "sample_data": {"sample_data"},
 }
-RECEIVE_KNOWS = ("collector.receive", "collector.config", "collector.errors", "collector.pipeline")
+RECEIVE_KNOWS = (
+    "collector.receive",
+    "collector.tenants",
+    "collector.config",
+    "collector.errors",
+    "collector.pipeline",
+)
 FILES = [path for package in PACKAGES for path in sorted((ROOT / package).rglob("*.py"))]
 
 

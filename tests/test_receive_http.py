@@ -242,6 +242,7 @@ BOMB = bytes(50_000_000)
         pytest.param({"Content-Type": JSON}, b"{", (400, 3, ""), id="JSON cut"),
         pytest.param({"Content-Type": JSON}, b"\xff\x00", (400, 3, ""), id="JSON garbage"),
         pytest.param({"X-Scope-OrgID": "\xff"}, REQUEST, (400, 3, "X-Scope-OrgID"), id="tenant"),
+        pytest.param({"X-Scope-OrgID": "é"}, REQUEST, (400, 3, "X-Scope-OrgID"), id="tenant in UTF-8"),
     ],
 )
 def test_permanent_refusals(
@@ -308,7 +309,7 @@ def test_unexpected_faults_are_logged_once(servers: Running, caplog: pytest.LogC
     assert logged[0].levelno == logging.ERROR
 
 
-@pytest.mark.parametrize(("value", "tenant"), [(None, None), ("", None), ("acme", "acme"), (" é ", "é")])
+@pytest.mark.parametrize(("value", "tenant"), [(None, None), ("", None), ("acme", "acme"), (" acme ", "acme")])
 def test_tenant(servers: Running, value: str | None, tenant: str | None) -> None:
     headers = {} if value is None else {"x-scope-orgid": value.encode().decode("latin-1")}
     servers.post(REQUEST, headers)

@@ -34,6 +34,7 @@ _FIXED64 = _Type.TYPE_FIXED64
 SPANS_MAX = 1_000_000
 ITEMS_MAX = 8_000_000
 _OUTLINE_BYTES_MIN = 2**20
+COUNTED_BYTES_MAX = 2**20
 
 # message -> fields: name, number, type (a message by its name); '*' before the name: repeated
 _MESSAGES: dict[str, tuple[tuple[str, int, int | str], ...]] = {
@@ -205,6 +206,17 @@ def parse_requests(payloads: Sequence[bytes]) -> WireSpans:
         span_counts_by_resource=resource_ends[1:] - resource_ends[:-1],
         span_counts_by_scope=scope_ends[1:] - scope_ends[:-1],
     )
+
+
+def count_spans(payload: bytes) -> int | None:
+    """How many spans a request has; None where that is not found out: it is over COUNTED_BYTES_MAX, or no request."""
+    if len(payload) > COUNTED_BYTES_MAX:
+        return None
+    try:
+        outline = _convert("Outline", [payload]).column(0)
+    except InvalidRequestError:
+        return None
+    return len(outline.values.field("scope_spans").values.field("spans").values)
 
 
 def _check_outline(payload: bytes) -> None:

@@ -19,8 +19,10 @@ from collector.config import CollectorConfig
 from collector.receive.address import cannot_listen, host_and_port
 from collector.receive.admission import Ticket
 from collector.receive.encoding import Body, decompressor, sniff
-from collector.receive.intake import TENANT_HEADER, Intake, response, tenant_of
+from collector.receive.intake import Intake, response
 from collector.receive.status import refusal
+from collector.tenants.gate import AUTHORIZATION_HEADER
+from collector.tenants.names import TENANT_HEADER
 
 _PREFIX = "/opentelemetry.proto.collector."
 _STREAMS_PER_CONNECTION_MAX = 1024
@@ -95,10 +97,13 @@ class _Services(grpc.GenericRpcHandler):  # type: ignore[misc]  # grpc is untype
     async def _export_traces(self, payload: bytes, context: _Context) -> bytes:
         try:
             metadata = context.invocation_metadata() or ()
-            tenant = tenant_of(value for key, value in metadata if key == TENANT_HEADER)
-            with self._intake.admission.ticket() as ticket:
-                payload = await self._inflate(payload, ticket)
-                accepted = await self._intake.deliver(payload, tenant, ticket, "grpc")
+            sender = self._intake.gate.identify(
+                [value for key, value in metadata if key == TENANT_HEADER],
+                [value for key, value in metadata if key == AUTHORIZATION_HEADER],
+            )
+            with self._intake.receive(sender, payload) as reception:
+                payload = await self._inflate(payload, reception.ticket)
+                accepted = await self._intake.deliver(reception, payload, "grpc")
             return bytes(response(accepted).SerializeToString())
         except asyncio.CancelledError:
             raise

@@ -16,7 +16,7 @@ from collector.decode.otlp_json import to_protobuf
 from collector.errors import RetryableError
 from collector.pipeline import Accepted
 from collector.receive.encoding import ACCEPT_ENCODING, Body, decompressor
-from collector.receive.intake import TENANT_HEADER, Intake, response, tenant_of
+from collector.receive.intake import Intake, response
 from collector.receive.status import (
     MethodNotAllowedError,
     NotFoundError,
@@ -25,6 +25,9 @@ from collector.receive.status import (
     UnsupportedMediaTypeError,
     refusal,
 )
+from collector.tenants.errors import UnauthenticatedError
+from collector.tenants.gate import AUTHORIZATION_HEADER
+from collector.tenants.names import TENANT_HEADER
 
 PROTOBUF = "application/x-protobuf"
 JSON = "application/json"
@@ -32,6 +35,7 @@ JSON = "application/json"
 _TRACES = "/v1/traces"
 _UNSTORED = {"/v1/metrics": "metrics", "/v1/logs": "logs"}
 _TENANT_HEADER = TENANT_HEADER.encode()
+_AUTHORIZATION_HEADER = AUTHORIZATION_HEADER.encode()
 
 
 class DisconnectedError(Exception):
@@ -80,16 +84,17 @@ class HttpApp:
     async def _take(
         self, scope: HTTPScope, headers: dict[bytes, bytes], media_type: str, receive: ASGIReceiveCallable
     ) -> Accepted:
-        tenant = None
-        if _TENANT_HEADER in headers:
-            tenant = tenant_of(value for name, value in scope["headers"] if name == _TENANT_HEADER)
+        sender = self._intake.gate.identify(
+            [value for name, value in scope["headers"] if name == _TENANT_HEADER],
+            [value for name, value in scope["headers"] if name == _AUTHORIZATION_HEADER],
+        )
         encoding = headers.get(b"content-encoding", b"").decode("latin-1")
-        with self._intake.admission.ticket() as ticket:
-            body = Body(decompressor(encoding), self._config.request_bytes_max, ticket.hold)
+        with self._intake.receive(sender) as reception:
+            body = Body(decompressor(encoding), self._config.request_bytes_max, reception.ticket.hold)
             payload = await self._read(body, receive)
             if media_type == JSON and payload:
                 payload = await self._intake.workers.run(len(payload), to_protobuf, payload)
-            return await self._intake.deliver(payload, tenant, ticket, "http")
+            return await self._intake.deliver(reception, payload, "http")
 
     async def _read(self, body: Body, receive: ASGIReceiveCallable) -> bytes:
         inflated_bytes = 0
@@ -125,6 +130,8 @@ async def _refuse(send: ASGISendCallable, media_type: str, error: BaseException)
     extra: list[tuple[bytes, bytes]] = []
     if told.retry_after_header is not None:
         extra.append((b"retry-after", told.retry_after_header.encode()))
+    if isinstance(error, UnauthenticatedError):
+        extra.append((b"www-authenticate", b"Bearer"))
     if isinstance(error, MethodNotAllowedError):
         extra.append((b"allow", b"POST"))
     if isinstance(error, UnsupportedEncodingError):

@@ -1,53 +1,90 @@
-"""From a server to the sink: admission, tenant, and an answer that a lost client cannot disturb."""
+"""From a server to the sink: sender, admission, and an answer that a lost client cannot disturb."""
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterable
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceResponse
 
 from collector.config import CollectorConfig
-from collector.errors import InvalidRequestError
 from collector.pipeline import Accepted, TraceRequest, TraceSink
 from collector.receive.admission import Admission, Ticket
 from collector.receive.log import log
 from collector.receive.refusals import Refusals
 from collector.receive.workers import Workers
+from collector.tenants.gate import Gate, Sender
 
-TENANT_HEADER = "x-scope-orgid"
+
+class Reception:
+    """A request while it comes in: its sender, what it holds of the bounds, and its message as far as received."""
+
+    __slots__ = ("message", "sender", "ticket")
+
+    def __init__(self, sender: Sender, ticket: Ticket, message: bytes) -> None:
+        self.sender = sender
+        self.ticket = ticket
+        self.message = message
 
 
 class Intake:
     """Hands requests of both servers to the sink, within the bounds of the configuration."""
 
-    def __init__(self, config: CollectorConfig, sink: TraceSink) -> None:
+    def __init__(self, config: CollectorConfig, sink: TraceSink, gate: Gate) -> None:
         self._sink = sink
+        self.gate = gate
         self._deliveries: set[asyncio.Task[Accepted]] = set()
         self._unstored: set[str] = set()
         self.refusals = Refusals()
         self.workers = Workers()
         self.admission = Admission(config.requests_in_flight_max, config.pending_bytes_max)
 
-    async def deliver(self, payload: bytes, tenant: str | None, ticket: Ticket, transport: str) -> Accepted:
-        """Hand a request, received in full, to the sink; `ticket` holds its bytes already.
+    @contextmanager
+    def receive(self, sender: Sender, message: bytes = b"") -> Iterator[Reception]:
+        """Take in one request; `message` is what came of it so far. Counts for its sender what is refused.
+
+        Raises QuotaExceededError, and RetryableError beyond the bounds.
+        """
+        reception: Reception | None = None
+        try:
+            self.gate.check(sender)
+            with self.admission.ticket(sender.account) as ticket:
+                reception = Reception(sender, ticket, message)
+                yield reception
+        except Exception as error:
+            self.gate.refused(sender, reception.message if reception else message, error)
+            raise
+
+    async def deliver(self, reception: Reception, payload: bytes, transport: str) -> Accepted:
+        """Hand a request, received in full, to the sink; its ticket holds its bytes already.
 
         Where the caller is cancelled, because its client is gone, the sink goes on, and the bytes count as
         pending until it is done. Raises what the sink raises, and RetryableError beyond the bounds.
         """
-        ticket.enter()
+        reception.message = payload
+        reception.ticket.enter()
         if not payload:
             return Accepted()
-        held = ticket.hand_over()
-        task = asyncio.create_task(self._accept(TraceRequest(payload, time.time_ns(), tenant, transport), held))
+        sender = reception.sender
+        held = reception.ticket.hand_over()
+        request = TraceRequest(payload, time.time_ns(), sender.tenant, transport)
+        self.gate.charge(sender, len(payload))
+        task = asyncio.create_task(self._accept(request, sender, held))
         self._deliveries.add(task)
         task.add_done_callback(self._deliveries.discard)
         return await asyncio.shield(task)
 
-    async def _accept(self, request: TraceRequest, held: Ticket) -> Accepted:
+    async def _accept(self, request: TraceRequest, sender: Sender, held: Ticket) -> Accepted:
         with held:
-            return await self._sink.accept(request)
+            try:
+                accepted = await self._sink.accept(request)
+            except BaseException:
+                self.gate.charge(sender, -len(request.payload))
+                raise
+        self.gate.settle(sender, len(request.payload), accepted)
+        return accepted
 
     def close(self) -> None:
         """Let go of the worker threads, once both servers have stopped."""
@@ -58,24 +95,6 @@ class Intake:
         if signal not in self._unstored:
             self._unstored.add(signal)
             log.warning(f"OTLP {signal} arrive and are not stored: spanlake stores traces")
-
-
-def tenant_of(values: Iterable[str | bytes]) -> str | None:
-    """The tenant that the values of X-Scope-OrgID name; None without a value or with an empty one.
-
-    Raises InvalidRequestError where they disagree or are not UTF-8: data must not go to a wrong tenant.
-    """
-    distinct = set(values)
-    if not distinct:
-        return None
-    if len(distinct) > 1:
-        raise InvalidRequestError("X-Scope-OrgID names several tenants: send the header once a request")
-    value = distinct.pop()
-    try:
-        name = value.decode() if isinstance(value, bytes) else value
-    except UnicodeDecodeError as error:
-        raise InvalidRequestError(f"X-Scope-OrgID = {value!r}: expected text in UTF-8") from error
-    return name.strip() or None
 
 
 def response(accepted: Accepted) -> ExportTraceServiceResponse:

@@ -14,6 +14,7 @@ from collector.receive.http_transport import HttpServer
 from collector.receive.intake import Intake
 from collector.receive.refusals import Refusals
 from collector.receive.tls import Certificates
+from collector.tenants.gate import Gate, open_gate
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,10 +28,16 @@ class Endpoints:
 class Servers:
     """OTLP/gRPC and OTLP/HTTP in front of one sink, within the bounds of one configuration."""
 
-    def __init__(self, config: CollectorConfig, sink: TraceSink, certificates: Certificates | None = None) -> None:
-        """With `certificates` both speak TLS and nothing else."""
+    def __init__(
+        self,
+        config: CollectorConfig,
+        sink: TraceSink,
+        certificates: Certificates | None = None,
+        gate: Gate | None = None,
+    ) -> None:
+        """With `certificates` both speak TLS and nothing else; without `gate` anybody may send any amount."""
         self._config = config
-        self._intake = Intake(config, sink)
+        self._intake = Intake(config, sink, gate or open_gate())
         app = HttpApp(config, self._intake)
         self._grpc = GrpcServer(config, self._intake, certificates.grpc_credentials() if certificates else None)
         self._http = HttpServer(

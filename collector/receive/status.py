@@ -24,6 +24,7 @@ from collector.errors import (
     SpanlakeError,
 )
 from collector.receive.log import log
+from collector.tenants.errors import PermissionDeniedError, QuotaExceededError, UnauthenticatedError
 
 MESSAGE_CHARS_MAX = 1000
 """gRPC carries a message in headers, of which clients take 8 KiB by default."""
@@ -52,7 +53,10 @@ class HeadersTooLargeError(PermanentError):
 _Code = grpc.StatusCode
 _TABLE: tuple[tuple[type[SpanlakeError], grpc.StatusCode, int], ...] = (  # the first that matches
     # Never 429: OTLP/HTTP exporters of Python drop what it answers.
+    (QuotaExceededError, _Code.RESOURCE_EXHAUSTED, 503),
     (RetryableError, _Code.UNAVAILABLE, 503),
+    (UnauthenticatedError, _Code.UNAUTHENTICATED, 401),
+    (PermissionDeniedError, _Code.PERMISSION_DENIED, 403),
     (RequestTooLargeError, _Code.RESOURCE_EXHAUSTED, 413),
     (InvalidRequestError, _Code.INVALID_ARGUMENT, 400),
     (NotFoundError, _Code.NOT_FOUND, 404),

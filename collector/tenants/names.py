@@ -51,5 +51,3 @@ def tenant_named(values: Iterable[str | bytes]) -> str | None:
         return checked_name(name)
     except InvalidTenantError as error:
         raise InvalidTenantError(f"X-Scope-OrgID: {error}") from error
-
-
