@@ -7,13 +7,15 @@ INSTALLED := $(VENV)/.installed
 LOCK_VENV := build/lock-venv
 PYTEST_ARGS ?=
 
-.PHONY: help setup demo up test docs lock
+.PHONY: help setup demo up test javascript exporters docs lock
 
 help:
 	@echo "make setup   install everything into $(VENV), exactly as locked"
 	@echo "make demo    run everything with simulated traffic"
 	@echo "make up      run everything and wait for spans"
 	@echo "make test    lint, types and tests (PYTEST_ARGS='-k sandbox' runs some of them)"
+	@echo "make javascript  install the exporter of JavaScript, for tests"
+	@echo "make exporters  build real exporters of JavaScript, Go and Java, and test with all of them"
 	@echo "make docs    write the generated parts of docs/ anew"
 	@echo "make lock    resolve the dependencies anew into requirements.lock"
 
@@ -37,6 +39,20 @@ test: setup
 	$(BIN)/ruff check
 	$(BIN)/mypy
 	$(BIN)/pytest $(PYTEST_ARGS)
+
+APPLICATIONS := tests/applications
+JAVASCRIPT_INSTALLED := $(APPLICATIONS)/javascript/node_modules/.package-lock.json
+
+$(JAVASCRIPT_INSTALLED): $(APPLICATIONS)/javascript/package-lock.json
+	npm ci --prefix $(APPLICATIONS)/javascript --silent
+	@touch $@
+
+javascript: $(JAVASCRIPT_INSTALLED)
+
+exporters: setup javascript
+	cd $(APPLICATIONS)/go && go build -o $(CURDIR)/build/exporters/go .
+	mvn --quiet --batch-mode --file $(APPLICATIONS)/java/pom.xml package
+	EXPORTERS=all $(BIN)/pytest tests/test_foreign_exporters.py $(PYTEST_ARGS)
 
 docs: setup
 	$(BIN)/python docs/generate.py
