@@ -107,6 +107,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, object]:
         while collector.poll() is None:
             try:
                 after = process.cpu_times()
+                rss.append(process.memory_info().rss)
             except psutil.NoSuchProcess:
                 break
             time.sleep(0.002)

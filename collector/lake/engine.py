@@ -37,14 +37,18 @@ def extension_path(name: str) -> Path:
     return path
 
 
-def connect(memory_bytes_max: int, threads: int) -> duckdb.DuckDBPyConnection:
-    """An in-memory DuckDB with the extensions loaded, time zone UTC, and nothing attached."""
+def connect(memory_bytes_max: int, threads: int, *, cache_files: bool = True) -> duckdb.DuckDBPyConnection:
+    """An in-memory DuckDB with the extensions loaded, time zone UTC, and nothing attached.
+
+    `cache_files` keeps data files in memory once they were read: of use to who reads them again.
+    """
     connection = duckdb.connect(
         config={
             "autoinstall_known_extensions": "false",
             "autoload_known_extensions": "false",
             "memory_limit": f"{memory_bytes_max // 2**20}MiB",
             "threads": str(threads),
+            "enable_external_file_cache": str(cache_files).lower(),
         }
     )
     for name in EXTENSIONS:

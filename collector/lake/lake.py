@@ -112,7 +112,7 @@ class Lake:
         """Attach. Raises OperatorError where there is no lake, or one of a newer schema."""
         self.location = location
         self.read_only = read_only
-        self._root = engine.connect(memory_bytes_max, threads)
+        self._root = engine.connect(memory_bytes_max, threads, cache_files=read_only)
         if read_only:
             location.require()
             engine.attach(self._root, location, read_only=True)

@@ -1,8 +1,8 @@
 """Keeps the lake's files few and its folder clean, in bites short enough that a commit never waits long.
 
 A merge holds the commit lock while it rewrites, so each rewrites about what this machine does in
-`BITE_SECONDS`. Files rise through size
-tiers, each tier merged once it has enough files, so a span is rewritten once or twice and never again.
+`BITE_SECONDS`. Files rise through size tiers, each TIER_FILES times the one below and merged once it has that many
+files, so a span is rewritten at most once a tier; segments of a busy collector start in the highest.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from collector.lake.segments import TEMPORARY_SUFFIX
 
 log = logging.getLogger(__name__)
 
-BITE_SECONDS = 0.8
+BITE_SECONDS = 0.5
 BITE_BYTES_MIN = 2 * 2**20
-BITE_BYTES_MAX = 24 * 2**20
+BITE_BYTES_MAX = 16 * 2**20
 BITE_FILES_MAX = 64
-TIER_BYTES: tuple[tuple[int, int], ...] = ((0, 3 * 2**20), (3 * 2**20, 24 * 2**20))
+TIER_BYTES: tuple[tuple[int, int], ...] = ((0, 2**17), (2**17, 2**20), (2**20, 2**23))
 TIER_FILES = 8
 FILES_GRACE_SECONDS = 600.0
 # DuckLake 1.0 compares this age with a SQLite catalog as text, which ranks all times of one date alike: with two
@@ -66,6 +66,7 @@ def configure(lake: Lake) -> None:
         "parquet_compression": "zstd",
         "parquet_compression_level": "1",
         "parquet_version": "2",
+        "parquet_row_group_size": "40960",
         "target_file_size": "32MB",
     }
     with lake.read() as reader:
