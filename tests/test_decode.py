@@ -10,7 +10,7 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 from opentelemetry.proto.common.v1.common_pb2 import AnyValue, KeyValue
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
 
-from collector.config import MappingConfig
+from collector.config import LimitsConfig, MappingConfig
 from collector.decode import origins, wire
 from collector.decode.decoder import Decoded, Decoder
 from collector.errors import InvalidRequestError
@@ -91,7 +91,10 @@ def test_a_group_decodes_as_its_requests_one_by_one() -> None:
     ids=lambda value: str(value)[:24],
 )  # fmt: skip
 def test_text_forms(value: Any, text: str) -> None:
-    assert row({"k": value, "after": 1})["attributes"] == {"k": text, "after": "1"}
+    decoder = Decoder(MappingConfig(), LimitsConfig(attribute_value_bytes_max=2**22))
+    message = message_of(span_of({"k": value, "after": 1}))
+    (found,) = decoder.decode([TraceRequest(message.SerializeToString(), 77)]).spans.to_pylist()
+    assert dict(found["attributes"]) == {"k": text, "after": "1"}
 
 
 def test_nested_values_are_compact_json() -> None:

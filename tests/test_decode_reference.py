@@ -17,7 +17,7 @@ from opentelemetry.proto.resource.v1.resource_pb2 import Resource
 from opentelemetry.proto.trace.v1.trace_pb2 import ResourceSpans, ScopeSpans, Span, Status
 from reference.decode import decode as reference
 
-from collector.config import MappingConfig
+from collector.config import LimitsConfig, MappingConfig
 from collector.decode.decoder import Decoded, Decoder
 from collector.errors import InvalidRequestError
 from collector.pipeline import TraceRequest
@@ -31,6 +31,15 @@ EXOTIC = MappingConfig(
     operation=("resource:op", "db.operation", "http.method"),
     http_status=("code", "http.status_code"),
     cache_systems=("Redis", "größe"),
+)
+LIMITS = LimitsConfig()
+NARROW = LimitsConfig(
+    attributes_max=3,
+    attribute_key_bytes_max=20,
+    attribute_value_bytes_max=256,
+    name_bytes_max=100,
+    events_max=1,
+    links_max=1,
 )
 KEYS = sorted(
     {
@@ -182,8 +191,10 @@ def rows(batch: pa.RecordBatch) -> list[dict[str, Any]]:
     return [{f.name: plain(row[f.name], f.type) for f in batch.schema} for row in batch.to_pylist()]
 
 
-def assert_agrees(group: list[TraceRequest], mapping: MappingConfig, decoder: Decoder) -> None:
-    expected_spans, expected_resources, expected_rejected = reference(group, mapping)
+def assert_agrees(
+    group: list[TraceRequest], mapping: MappingConfig, decoder: Decoder, limits: LimitsConfig = LIMITS
+) -> None:
+    expected_spans, expected_resources, expected_rejected = reference(group, mapping, limits)
     found = decoder.decode(group)
     found.spans.validate(full=True)
     found.resources.validate(full=True)
@@ -212,28 +223,33 @@ def assert_well_formed(found: Decoded) -> None:
             assert field.nullable or batch.column(field.name).null_count == 0, field.name
 
 
-@pytest.mark.parametrize("mapping", [MAPPING, EXOTIC], ids=["default", "exotic"])
-def test_agrees_with_the_reference(mapping: MappingConfig) -> None:
-    decoder = Decoder(mapping)
+@pytest.mark.parametrize(
+    ("mapping", "limits"),
+    [(MAPPING, LIMITS), (EXOTIC, LIMITS), (MAPPING, NARROW)],
+    ids=["default", "exotic", "narrow"],
+)
+def test_agrees_with_the_reference(mapping: MappingConfig, limits: LimitsConfig) -> None:
+    decoder = Decoder(mapping, limits)
 
     @settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
     @given(st.lists(requests, min_size=1, max_size=3))
     def check(group: list[TraceRequest]) -> None:
-        assert_agrees(group, mapping, decoder)
+        assert_agrees(group, mapping, decoder, limits)
 
     check()
 
 
-def test_random_bulk_agrees_with_the_reference() -> None:
+@pytest.mark.parametrize("limits", [LIMITS, NARROW], ids=["default", "narrow"])
+def test_random_bulk_agrees_with_the_reference(limits: LimitsConfig) -> None:
     """Many spans a group, so that every column holds mixtures."""
     seed = random.Random(20240607)
-    decoder = Decoder(MAPPING)
+    decoder = Decoder(MAPPING, limits)
     for _ in range(4):
         group = [
             TraceRequest(bulk(seed).SerializeToString(), seed.randrange(10**9), seed.choice([None, "acme", None]))
             for _ in range(3)
         ]
-        assert_agrees(group, MAPPING, decoder)
+        assert_agrees(group, MAPPING, decoder, limits)
 
 
 def bulk(seed: random.Random) -> ExportTraceServiceRequest:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import base64
 import struct
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import IntEnum
 
 import orjson
@@ -190,12 +190,16 @@ def _key_value(raw: bytes) -> tuple[str, bytes]:
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """A Resource or InstrumentationScope: attributes by key (the last of a key wins), and its few fields."""
+    """A Resource or InstrumentationScope: attributes by key (the last of a key wins), and its few fields.
+
+    `cut_sizes` has the bytes of the texts that were cut, before they were.
+    """
 
     attributes: dict[str, Value]
     dropped_attributes_count: int = 0
     name: str = ""
     version: str = ""
+    cut_sizes: dict[str, int] = field(default_factory=dict)
 
 
 def parse_resource(raw: bytes) -> Origin:

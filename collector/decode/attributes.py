@@ -5,13 +5,16 @@ A key is unique within its owner, as MAP demands: the last one sent wins and sta
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections import Counter
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from collector.config import LimitsConfig
+from collector.decode.guards import TEXT_GROWTH_MAX, Losses, beyond, cut, too_long
 from collector.decode.values import Values, decode_values
 from collector.decode.wire import Int32s, checked, lengths, split_key_values
 from collector.spans import ATTRIBUTES
@@ -32,7 +35,8 @@ class Extra:
 class Attributes:
     """Attributes by position, ordered by owner: `names[code]`, `values`, and the number of its owner.
 
-    `keep` marks those that are not overridden by a later one of the same key.
+    `keep` marks those that are not overridden by a later one of the same key, and were not dropped; `losses` tells
+    what was.
     """
 
     owner_count: int
@@ -41,6 +45,7 @@ class Attributes:
     names: pa.StringArray
     values: Values
     keep: npt.NDArray[np.bool_]
+    losses: Losses = field(default_factory=Losses)
 
     def without(self, positions: npt.NDArray[Any]) -> Attributes:
         """These attributes but for those at the positions."""
@@ -80,16 +85,53 @@ class Attributes:
         )
 
 
-def decode_attributes(lists: pa.ListArray) -> Attributes:
-    """Decode lists of KeyValue messages, one list an owner. Raises InvalidRequestError."""
+def decode_attributes(lists: pa.ListArray, limits: LimitsConfig) -> Attributes:
+    """Decode lists of KeyValue messages, one list an owner, within the limits. Raises InvalidRequestError."""
     split = split_key_values(lists.values)
     values = decode_values(split)
     encoded = split.keys.dictionary_encode()
     dictionary = encoded.dictionary
     names = checked(pa.Array.from_buffers(pa.string(), len(dictionary), dictionary.buffers()))
     code = encoded.indices.to_numpy(zero_copy_only=False)
-    owner = np.repeat(np.arange(len(lists), dtype=np.int32), lengths(lists))
-    return _unique(len(lists), owner, code, names, values)
+    counts = lengths(lists)
+    owner = np.repeat(np.arange(len(lists), dtype=np.int32), counts)
+    attributes = _unique(len(lists), owner, code, names, values)
+    if too_long(names, limits.attribute_key_bytes_max).size or (counts.size and counts.max() > limits.attributes_max):
+        attributes = _with_fewer(attributes, limits)
+    size = split.end - split.start
+    bytes_max = limits.attribute_value_bytes_max
+    if size.size and size.max() > bytes_max // TEXT_GROWTH_MAX:
+        suspects = np.flatnonzero(attributes.keep & (size > bytes_max // TEXT_GROWTH_MAX))
+        attributes = _with_shorter_values(attributes, suspects, bytes_max)
+    return attributes
+
+
+def _with_fewer(attributes: Attributes, limits: LimitsConfig) -> Attributes:
+    """Without keys that are too long, and with so many attributes of an owner as it may have, the first ones."""
+    is_long = lengths(attributes.names) > limits.attribute_key_bytes_max
+    keep = attributes.keep & ~is_long[attributes.code]
+    keep[beyond(attributes.owner, keep, limits.attributes_max)] = False
+    gone = attributes.owner[attributes.keep & ~keep]
+    if not gone.size:
+        return attributes
+    attributes.values.texts(np.flatnonzero(attributes.keep & ~keep))  # what is dropped must be valid too
+    dropped = np.bincount(gone, minlength=attributes.owner_count)
+    return replace(attributes, keep=keep, losses=Losses(dropped=dropped, kinds=Counter(attributes=len(gone))))
+
+
+def _with_shorter_values(attributes: Attributes, suspects: npt.NDArray[np.intp], bytes_max: int) -> Attributes:
+    texts = attributes.values.texts(suspects)
+    size = lengths(texts)
+    rows = np.flatnonzero(size > bytes_max)
+    if not rows.size:
+        return attributes
+    shorter = pa.array([cut(text, bytes_max) for text in texts.take(pa.array(rows)).to_pylist()], pa.string())
+    positions = suspects[rows]
+    for position, size_bytes in zip(positions.tolist(), size[rows].tolist(), strict=True):
+        name = attributes.names[int(attributes.code[position])].as_py()
+        attributes.losses.sizes.setdefault(int(attributes.owner[position]), {})[name] = size_bytes
+    attributes.losses.kinds["values"] += len(rows)
+    return replace(attributes, values=attributes.values.replaced(positions, shorter))
 
 
 def _unique(owner_count: int, owner: Int32s, code: Int32s, names: pa.StringArray, values: Values) -> Attributes:

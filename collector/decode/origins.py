@@ -11,7 +11,9 @@ from typing import Any, Generic, TypeVar
 import numpy as np
 import pyarrow as pa
 
-from collector.decode.anyvalue import Value, parse_resource, parse_scope
+from collector.config import LimitsConfig
+from collector.decode.anyvalue import Origin, Value, parse_resource, parse_scope
+from collector.decode.guards import TRUNCATED, bounded_origin, mark
 from collector.decode.wire import Int32s, content, text
 from collector.spans import RESOURCE_SCHEMA
 
@@ -32,6 +34,7 @@ class Resource:
     id: str
     columns: dict[str, tuple[int, Any]]
     row: tuple[pa.Array, ...]
+    is_cut: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +44,7 @@ class Scope:
     name: str
     version: str
     extras: tuple[tuple[str, str], ...]
+    is_cut: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,24 +92,36 @@ class Origins(Generic[Item]):
 
 
 def make_resource(
-    raw: bytes, schema_url: str, columns: Callable[[dict[str, Value]], dict[str, tuple[int, Any]]]
+    raw: bytes,
+    schema_url: str,
+    limits: LimitsConfig,
+    columns: Callable[[dict[str, Value]], dict[str, tuple[int, Any]]],
 ) -> Resource:
     """Parse a Resource; `columns` says what its attributes give to columns. Raises InvalidRequestError."""
     key = hashlib.blake2b(schema_url.encode()).digest() if schema_url else b""
     digest = hashlib.blake2b(raw, digest_size=16, key=key).hexdigest()
-    origin = parse_resource(raw)
-    attributes = [(key, value.text) for key, value in origin.attributes.items()]
-    values = (digest, schema_url or None, attributes, origin.dropped_attributes_count)
+    origin = bounded_origin(sent := parse_resource(raw), limits)
+    attributes = {key: value.text for key, value in origin.attributes.items()} | _mark(origin)
+    values = (digest, schema_url or None, list(attributes.items()), origin.dropped_attributes_count)
     row = tuple(pa.array([value], field.type) for value, field in zip(values, RESOURCE_SCHEMA, strict=False))
-    return Resource(digest, columns(origin.attributes), row)
+    return Resource(digest, columns(origin.attributes), row, is_cut=_is_cut(sent, origin))
 
 
-def make_scope(raw: bytes, schema_url: str) -> Scope:
+def make_scope(raw: bytes, schema_url: str, limits: LimitsConfig) -> Scope:
     """Parse an InstrumentationScope. Raises InvalidRequestError."""
-    origin = parse_scope(raw)
-    extras = [(f"otel.scope.{key}", value.text) for key, value in origin.attributes.items()]
+    origin = bounded_origin(sent := parse_scope(raw), limits)
+    texts = {key: value.text for key, value in origin.attributes.items()} | _mark(origin)
+    extras = [(f"otel.scope.{key}", text) for key, text in texts.items()]
     if origin.dropped_attributes_count:
         extras.append(("otel.scope.dropped_attributes_count", str(origin.dropped_attributes_count)))
     if schema_url:
         extras.append(("otel.scope.schema_url", schema_url))
-    return Scope(origin.name, origin.version, tuple(extras))
+    return Scope(origin.name, origin.version, tuple(extras), is_cut=_is_cut(sent, origin))
+
+
+def _mark(origin: Origin) -> dict[str, str]:
+    return {TRUNCATED: mark(origin.cut_sizes)} if origin.cut_sizes else {}
+
+
+def _is_cut(sent: Origin, kept: Origin) -> bool:
+    return bool(kept.cut_sizes) or len(kept.attributes) < len(sent.attributes)

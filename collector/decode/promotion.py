@@ -16,7 +16,8 @@ from collector.decode.attributes import Attributes
 from collector.decode.labels import LabelColumns, Labels
 from collector.decode.origins import Coded, Resource
 from collector.decode.semantics import Candidate, Mapping
-from collector.decode.wire import Int32s
+from collector.decode.wire import Int32s, lengths
+from collector.tenants.names import NAME_CHARS_MAX, NAME_PATTERN
 
 Mask = npt.NDArray[np.bool_]
 Positions = npt.NDArray[Any]
@@ -116,7 +117,7 @@ class Promotion:
         return position
 
     def _overlaid(self, column: str, base: Labels, free: Mask | None) -> Labels:
-        rows, positions = self._winners(column, self._as_text, free)
+        rows, positions = self._winners(column, self._as_tenant if column == "tenant" else self._as_text, free)
         return base.overlaid(rows, self._values.texts(positions)) if rows.size else base
 
     def _winners(self, column: str, convert: Convert, free: Mask | None = None) -> tuple[Positions, Positions]:
@@ -149,6 +150,15 @@ class Promotion:
 
     def _as_text(self, at: Positions) -> tuple[Mask, npt.NDArray[Any]]:
         return self._values.kind[at] <= Kind.INT, at
+
+    def _as_tenant(self, at: Positions) -> tuple[Mask, npt.NDArray[Any]]:
+        good = self._as_text(at)[0]
+        rows = np.flatnonzero(good)
+        if rows.size:
+            texts = Labels.encode(self._values.texts(at[rows]))
+            are_names = pc.match_substring_regex(texts.dictionary, NAME_PATTERN).to_numpy(zero_copy_only=False)
+            good[rows] = (are_names & (lengths(texts.dictionary) <= NAME_CHARS_MAX))[texts.codes]
+        return good, at
 
     def _as_hit(self, at: Positions) -> tuple[Mask, npt.NDArray[Any]]:
         kind, number = self._values.kind[at], self._values.integer[at]
@@ -226,7 +236,7 @@ class Promotion:
         attributes = self._attributes
         named = pc.starts_with(attributes.names, semantics.CACHE_PREFIX).to_numpy(zero_copy_only=False)
         if named.any():
-            found[attributes.owner[named[attributes.code]]] = code
+            found[attributes.owner[named[attributes.code] & attributes.keep]] = code
         system = None
         for key in reversed(semantics.DATABASE_KEYS):
             located = self._by_key.get(key)

@@ -12,7 +12,8 @@
 
 A candidate fills its column where its value converts: text from a non-empty string, an int or a bool; an integer from
 an int or up to 18 decimal digits, in the column's range; a hit from a bool, 0 or 1, or `true`, `false`, `hit`, `miss`,
-`1`, `0` in any case. The next candidate is tried where it does not.
+`1`, `0` in any case; a tenant from text that can be the name of one (`collector/tenants/names.py`). The next candidate
+is tried where it does not.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ import pyarrow as pa
 
 from collector.config import MappingConfig
 from collector.decode.anyvalue import Kind, Value
+from collector.tenants.names import DEFAULT_TENANT, is_name
 
 TEXT_COLUMNS = (
     "service_name", "service_namespace", "service_version", "service_instance_id", "environment", "region", "zone",
@@ -31,7 +33,7 @@ TEXT_COLUMNS = (
 )  # fmt: skip
 INTEGER_RANGES = {"payload_bytes": (0, (1 << 63) - 1), "http_status": (100, 999)}
 COLUMNS = (*TEXT_COLUMNS, "cache_hit", *INTEGER_RANGES)
-DEFAULTS = {"service_name": "unknown_service", "tenant": "default"}
+DEFAULTS = {"service_name": "unknown_service", "tenant": DEFAULT_TENANT}
 
 COMPONENTS = ("cache", "topic", "database", "rpc", "http", "other")
 TOPIC_KEYS = (
@@ -104,11 +106,18 @@ def converter(column: str) -> Callable[[Value], ColumnValue | None]:
     """The conversion of single values for a column; it gives None where a value does not convert."""
     if column in INTEGER_RANGES:
         return lambda value: _integer(value, *INTEGER_RANGES[column])
+    if column == "tenant":
+        return _tenant
     return _hit if column == "cache_hit" else _text
 
 
 def _text(value: Value) -> str | None:
     return value.text if value.kind in (Kind.STRING, Kind.INT, Kind.BOOL) else None
+
+
+def _tenant(value: Value) -> str | None:
+    text = _text(value)
+    return text if text is not None and is_name(text) else None
 
 
 def _hit(value: Value) -> bool | None:

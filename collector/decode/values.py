@@ -46,6 +46,12 @@ class Values:
         """The values at these positions."""
         return Values(self.kind[positions], self.integer[positions], self.text_index[positions], self.pool)
 
+    def replaced(self, positions: npt.NDArray[Any], texts: pa.StringArray) -> Values:
+        """The values with other texts at these positions."""
+        text_index = self.text_index.copy()
+        text_index[positions] = np.arange(len(self.pool), len(self.pool) + len(texts), dtype=np.int32)
+        return Values(self.kind, self.integer, text_index, pa.concat_arrays([self.pool, texts]))
+
     def appended(self, texts: pa.StringArray) -> Values:
         """These values and after them the given texts, as strings."""
         count = len(texts)

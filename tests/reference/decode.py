@@ -11,8 +11,9 @@ from typing import Any
 import orjson
 from google.protobuf.message import DecodeError
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+from opentelemetry.proto.common.v1.common_pb2 import AnyValue
 
-from collector.config import MappingConfig
+from collector.config import LimitsConfig, MappingConfig
 from collector.errors import InvalidRequestError
 from collector.pipeline import TraceRequest
 
@@ -58,8 +59,8 @@ def text_form(value: Any) -> str:
     which = value.WhichOneof("value")
     if which is None:
         return ""
-    if which == "string_value":
-        return value.string_value
+    if which in ("cut", "string_value"):
+        return value.text if which == "cut" else value.string_value
     if which == "bool_value":
         return "true" if value.bool_value else "false"
     if which == "int_value":
@@ -70,16 +71,53 @@ def text_form(value: Any) -> str:
     return form if which == "bytes_value" else orjson.dumps(form).decode()
 
 
-def last_wins(pairs: Any) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for pair in pairs:
-        found.pop(pair.key, None)
-        found[pair.key] = pair.value
-    return found
+class Kept:
+    """What the limits leave of a message, and what they take from it."""
+
+    def __init__(self, pairs: Any, limits: LimitsConfig) -> None:
+        sent: dict[str, Any] = {}
+        for pair in pairs:
+            sent.pop(pair.key, None)
+            sent[pair.key] = pair.value
+        short = [item for item in sent.items() if len(item[0].encode()) <= limits.attribute_key_bytes_max]
+        self.limits = limits
+        self.attributes = dict(short[: limits.attributes_max])
+        self.dropped = len(sent) - len(self.attributes)
+        self.cut: dict[str, int] = {}
+        for key, value in self.attributes.items():
+            text = text_form(value)
+            if len(text.encode()) > limits.attribute_value_bytes_max:
+                self.attributes[key] = self.shorter(key, value)
+
+    def shorter(self, key: str, value: Any) -> Any:
+        """A value of the same kind, which no conversion tells from the text that is left."""
+        text = self.text(key, text_form(value), self.limits.attribute_value_bytes_max)
+        return AnyValue(string_value=text) if value.WhichOneof("value") == "string_value" else Cut(text)
+
+    def text(self, name: str, text: str, most: int) -> str:
+        size = len(text.encode())
+        if size <= most:
+            return text
+        self.cut[name] = size
+        while len(text.encode()) > most:
+            text = text[: -max(1, (len(text.encode()) - most) // 4)]
+        return text
+
+    def texts(self) -> list[tuple[str, str]]:
+        return [(key, text_form(value)) for key, value in self.attributes.items()]
+
+    def mark(self) -> list[tuple[str, str]]:
+        return [("spanlake.truncated", orjson.dumps(self.cut).decode())] if self.cut else []
 
 
-def texts(pairs: Any) -> list[tuple[str, str]]:
-    return [(key, text_form(value)) for key, value in last_wins(pairs).items()]
+class Cut:
+    """What is left of a nested value or of bytes."""
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+
+    def WhichOneof(self, _: str) -> str:
+        return "cut"
 
 
 def as_text(value: Any) -> str | None:
@@ -103,8 +141,16 @@ def as_integer(value: Any, low: int, high: int) -> int | None:
     return number if low <= number <= high else None
 
 
+def as_tenant(value: Any) -> str | None:
+    text = as_text(value)
+    if text is None or len(text) > 150 or not (text[0].isalnum() or text[0] == "_"):
+        return None
+    return text if text.isascii() and all(c.isalnum() or c in "_.:@/+=*'!~-" for c in text) else None
+
+
 CONVERT: dict[str, Any] = {
     **dict.fromkeys(TEXT_COLUMNS, as_text),
+    "tenant": as_tenant,
     "cache_hit": as_hit,
     "payload_bytes": lambda value: as_integer(value, 0, TIME_MAX),
     "http_status": lambda value: as_integer(value, 100, 999),
@@ -166,15 +212,22 @@ def acceptable(span: Any) -> bool:
     )
 
 
-def extras_of(span: Any, scope: Any, scope_url: str) -> list[tuple[str, str]]:
-    extras = [
-        (f"otel.{name}", str(getattr(span, name)))
-        for name in ("dropped_attributes_count", "dropped_events_count", "dropped_links_count")
-        if getattr(span, name)
-    ]
-    extras += [(f"otel.scope.{key}", value) for key, value in texts(scope.attributes)]
-    if scope.dropped_attributes_count:
-        extras.append(("otel.scope.dropped_attributes_count", str(scope.dropped_attributes_count)))
+def plus(sent: int, dropped: int) -> int:
+    return min(sent + dropped, 2**32 - 1)
+
+
+def extras_of(span: Any, kept: Kept, scope: Any, scope_kept: Kept, scope_url: str) -> list[tuple[str, str]]:
+    limits = kept.limits
+    counts = {
+        "otel.dropped_attributes_count": plus(span.dropped_attributes_count, kept.dropped),
+        "otel.dropped_events_count": plus(span.dropped_events_count, max(0, len(span.events) - limits.events_max)),
+        "otel.dropped_links_count": plus(span.dropped_links_count, max(0, len(span.links) - limits.links_max)),
+    }
+    extras = [(name, str(count)) for name, count in counts.items() if count]
+    scope_texts = dict(scope_kept.texts()) | dict(scope_kept.mark())
+    extras += [(f"otel.scope.{key}", value) for key, value in scope_texts.items()]
+    if dropped := plus(scope.dropped_attributes_count, scope_kept.dropped):
+        extras.append(("otel.scope.dropped_attributes_count", str(dropped)))
     if scope_url:
         extras.append(("otel.scope.schema_url", scope_url))
     if span.kind not in KINDS:
@@ -185,30 +238,33 @@ def extras_of(span: Any, scope: Any, scope_url: str) -> list[tuple[str, str]]:
         extras.append(("spanlake.end_time_unix_nano", str(span.end_time_unix_nano)))
     if any(span.parent_span_id) and len(span.parent_span_id) != 8:
         extras.append(("spanlake.parent_span_id", span.parent_span_id.hex()))
-    return extras
+    return extras + kept.mark()
 
 
-def event_of(event: Any) -> dict[str, Any]:
-    attributes = texts(event.attributes)
+def event_of(event: Any, limits: LimitsConfig) -> dict[str, Any]:
+    kept = Kept(event.attributes, limits)
+    name = kept.text("@name", event.name, limits.name_bytes_max)
     late = event.time_unix_nano > TIME_MAX
+    extras = kept.mark()
     if late:
-        attributes = [pair for pair in attributes if pair[0] != "spanlake.time_unix_nano"]
-        attributes.append(("spanlake.time_unix_nano", str(event.time_unix_nano)))
+        extras.append(("spanlake.time_unix_nano", str(event.time_unix_nano)))
     return {
         "time": None if late else event.time_unix_nano,
-        "name": event.name,
-        "attributes": attributes,
-        "dropped_attributes_count": event.dropped_attributes_count,
+        "name": name,
+        "attributes": last_of_each(kept.texts() + extras),
+        "dropped_attributes_count": plus(event.dropped_attributes_count, kept.dropped),
     }
 
 
-def link_of(link: Any) -> dict[str, Any]:
+def link_of(link: Any, limits: LimitsConfig) -> dict[str, Any]:
+    kept = Kept(link.attributes, limits)
+    trace_state = kept.text("@trace_state", link.trace_state, limits.attribute_value_bytes_max)
     return {
         "trace_id": link.trace_id.hex(),
         "span_id": link.span_id.hex(),
-        "trace_state": link.trace_state or None,
-        "attributes": texts(link.attributes),
-        "dropped_attributes_count": link.dropped_attributes_count,
+        "trace_state": trace_state or None,
+        "attributes": last_of_each(kept.texts() + kept.mark()),
+        "dropped_attributes_count": plus(link.dropped_attributes_count, kept.dropped),
         "flags": link.flags,
     }
 
@@ -218,9 +274,15 @@ def resource_id(resource: bytes, schema_url: str) -> str:
     return hashlib.blake2b(resource, digest_size=16, key=key).hexdigest()
 
 
-def columns_of(span: Any, resource: dict[str, Any], mapping: MappingConfig, tenant: str | None) -> dict[str, Any]:
+def columns_of(
+    span: Any,
+    name: str,
+    attributes: dict[str, Any],
+    resource: dict[str, Any],
+    mapping: MappingConfig,
+    tenant: str | None,
+) -> dict[str, Any]:
     """Columns that attributes fill, `component`, and what is left in `attributes` (as pairs)."""
-    attributes = last_wins(span.attributes)
     row: dict[str, Any] = {"component": component_of(attributes, span.kind, mapping)}
     moved = set()
     for column in CONVERT:
@@ -232,7 +294,7 @@ def columns_of(span: Any, resource: dict[str, Any], mapping: MappingConfig, tena
     row["service_name"] = row["service_name"] or "unknown_service"
     row["tenant"] = row["tenant"] or "default"
     if row["operation"] is None:
-        row["operation"] = span.name
+        row["operation"] = name
         method, route = (
             next((text for key in keys if key in attributes and (text := as_text(attributes[key]))), None)
             for keys in (("http.request.method", "http.method"), ("http.route",))
@@ -243,10 +305,26 @@ def columns_of(span: Any, resource: dict[str, Any], mapping: MappingConfig, tena
     return row
 
 
-def row_of(span: Any, scope_spans: Any, tenant: str | None, resource: dict[str, Any], mapping: MappingConfig) -> Any:
+def row_of(
+    span: Any,
+    scope_spans: Any,
+    tenant: str | None,
+    resource: dict[str, Any],
+    mapping: MappingConfig,
+    limits: LimitsConfig,
+) -> Any:
     scope = scope_spans.scope
-    row = columns_of(span, resource, mapping, tenant)
-    extras = extras_of(span, scope, scope_spans.schema_url)
+    scope_kept = Kept(scope.attributes, limits)
+    scope_name = scope_kept.text("@name", scope.name, limits.name_bytes_max)
+    scope_version = scope_kept.text("@version", scope.version, limits.name_bytes_max)
+    long = Kept([], limits)
+    name = long.text("@name", span.name, limits.name_bytes_max)
+    message = long.text("@status_message", span.status.message, limits.attribute_value_bytes_max)
+    trace_state = long.text("@trace_state", span.trace_state, limits.attribute_value_bytes_max)
+    kept = Kept(span.attributes, limits)
+    kept.cut = long.cut | kept.cut
+    row = columns_of(span, name, kept.attributes, resource, mapping, tenant)
+    extras = extras_of(span, kept, scope, scope_kept, scope_spans.schema_url)
     added = {key for key, _ in extras}
     row["attributes"] = [pair for pair in row["attributes"] if pair[0] not in added]
     row["attributes"] += last_of_each(extras)
@@ -255,19 +333,19 @@ def row_of(span: Any, scope_spans: Any, tenant: str | None, resource: dict[str, 
         "trace_id": span.trace_id.hex(),
         "span_id": span.span_id.hex(),
         "parent_span_id": parent_of(span.parent_span_id),
-        "trace_state": span.trace_state or None,
+        "trace_state": trace_state or None,
         "flags": span.flags,
-        "name": span.name,
+        "name": name,
         "kind": KINDS.get(span.kind, "unspecified"),
         "start_time": start,
         "duration_ns": max(end - start, 0),
         "status": STATUSES.get(span.status.code, "unset"),
-        "status_message": span.status.message or None,
+        "status_message": message or None,
         "sample_weight": weight_of(span.trace_state),
-        "scope_name": scope.name or None,
-        "scope_version": scope.version or None,
-        "events": [event_of(event) for event in span.events],
-        "links": [link_of(link) for link in span.links],
+        "scope_name": scope_name or None,
+        "scope_version": scope_version or None,
+        "events": [event_of(event, limits) for event in span.events[: limits.events_max]],
+        "links": [link_of(link, limits) for link in span.links[: limits.links_max]],
     }
 
 
@@ -280,7 +358,9 @@ def last_of_each(pairs: list[tuple[str, str]]) -> list[tuple[str, str]]:
     return list(found.items())
 
 
-def decode(requests: list[TraceRequest], mapping: MappingConfig) -> tuple[list[Any], dict[str, Any], list[int]]:
+def decode(
+    requests: list[TraceRequest], mapping: MappingConfig, limits: LimitsConfig
+) -> tuple[list[Any], dict[str, Any], list[int]]:
     """Rows of spans, rows of resources by id, and the count of rejected spans by request."""
     rows, resources, rejected = [], {}, []
     for request in requests:
@@ -292,7 +372,7 @@ def decode(requests: list[TraceRequest], mapping: MappingConfig) -> tuple[list[A
         rejected.append(0)
         for group in message.resource_spans:
             key = resource_id(group.resource.SerializeToString(), group.schema_url)
-            attributes = last_wins(group.resource.attributes)
+            kept = Kept(group.resource.attributes, limits)
             for scope_spans in group.scope_spans:
                 for span in scope_spans.spans:
                     if not acceptable(span):
@@ -303,11 +383,11 @@ def decode(requests: list[TraceRequest], mapping: MappingConfig) -> tuple[list[A
                         {
                             "resource_id": key,
                             "schema_url": group.schema_url or None,
-                            "attributes": texts(group.resource.attributes),
-                            "dropped_attributes_count": group.resource.dropped_attributes_count,
+                            "attributes": list((dict(kept.texts()) | dict(kept.mark())).items()),
+                            "dropped_attributes_count": plus(group.resource.dropped_attributes_count, kept.dropped),
                             "first_seen_at": request.received_at_ns,
                         },
                     )
-                    row = row_of(span, scope_spans, request.tenant, attributes, mapping)
+                    row = row_of(span, scope_spans, request.tenant, kept.attributes, mapping, limits)
                     rows.append(row | {"resource_id": key, "received_at": request.received_at_ns})
     return rows, resources, rejected
