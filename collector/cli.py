@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from collector.lake.location import Location
 
 PROGRESS_AFTER_SECONDS = 1.0
+INTERRUPT_SECONDS = 0.1
 
 data_option = click.option("--data", metavar="DIR", help="Data folder: catalog, data files and spool (spanlake-data).")
 config_option = click.option("--config", "config_file", metavar="FILE", help="Configuration file (TOML).")
@@ -78,10 +80,27 @@ def sql(sql: str, data: str | None, format_: str, output: Path | None, config_fi
     with (
         _progress_note("the query runs"),
         open_sandbox(locate(config.storage), config.query) as sandbox,
-        sandbox.run(text) as result,
         _opened(output) as stream,
     ):
-        WRITERS[format_](result, stream)
+
+        def answer() -> None:
+            with sandbox.run(text) as result:
+                WRITERS[format_](result, stream)
+
+        _run_interruptibly(answer, sandbox.interrupt)
+
+
+def _run_interruptibly(work: Callable[[], None], interrupt: Callable[[], None]) -> None:
+    """Do the work in a thread, so that Ctrl-C is heard while the database computes; end it by `interrupt` then."""
+    with ThreadPoolExecutor(1) as pool:
+        future = pool.submit(work)
+        try:
+            future.result()
+        except KeyboardInterrupt:
+            while not future.done():
+                interrupt()
+                wait([future], INTERRUPT_SECONDS)
+            raise
 
 
 @contextmanager

@@ -43,6 +43,10 @@ class _Spanlake(click.Group):
             return super().invoke(ctx)
         except SpanlakeError as error:
             raise click.ClickException(str(error)) from error
+        except RuntimeError as error:
+            if isinstance(error.__cause__, KeyboardInterrupt):  # how DuckDB tells of Ctrl-C
+                raise click.Abort from error
+            raise
 
 
 @click.group(cls=_Spanlake, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})

@@ -100,6 +100,10 @@ class Sandbox:
         finally:
             timer.cancel()
 
+    def interrupt(self) -> None:
+        """End the statement that runs now, if any, with a QueryError. Called from another thread."""
+        self._connection.interrupt()
+
 
 @contextmanager
 def open_sandbox(location: Location, config: QueryConfig) -> Iterator[Sandbox]:
@@ -115,6 +119,8 @@ def open_sandbox(location: Location, config: QueryConfig) -> Iterator[Sandbox]:
             _lock_down(connection, location, spill, SPILL_FACTOR * config.memory_bytes_max)
             yield Sandbox(connection, config)
         finally:
+            # A statement whose rows nobody reads to their end still runs; closing would wait for it.
+            connection.interrupt()
             connection.close()
 
 
