@@ -125,7 +125,7 @@ class LimitsConfig(Section):
     attributes_max: int = Field(128, ge=1, description="attributes of a span, event, link, scope or resource")
     attribute_key_bytes_max: int = Field(256, ge=1, description="bytes of a key; beyond: the attribute is dropped")
     attribute_value_bytes_max: int = Field(
-        16_384, ge=16, description="bytes of a value as text, also of a status message or trace state; beyond: cut"
+        16_384, ge=256, description="bytes of a value as text, also of a status message or trace state; beyond: cut"
     )
     name_bytes_max: int = Field(1024, ge=16, description="bytes of the name of a span, event or scope; beyond: cut")
     events_max: int = Field(128, ge=0, description="events of a span; beyond: dropped")

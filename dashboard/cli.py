@@ -22,6 +22,7 @@ _COMMANDS = {
     "import": "collector.cli",
     "status": "dashboard.cli",
     "validate": "collector.cli",
+    "tokens": "collector.tenants.cli",
 }
 
 

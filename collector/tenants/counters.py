@@ -1,9 +1,7 @@
-"""What tenants sent, what was refused, and what was cut from spans: plain numbers for whoever shows them."""
+"""What tenants sent and what was refused: plain numbers for whoever shows them."""
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from threading import Lock
 
@@ -34,13 +32,12 @@ _NOTHING = TenantCounts()
 
 
 class TenantCounters:
-    """Counts by tenant, the first TENANTS_MAX by name and OTHERS for the rest; and cuts by kind. Thread-safe."""
+    """Counts by tenant, the first TENANTS_MAX by name and OTHERS for the rest. Thread-safe."""
 
     def __init__(self, tenants_max: int = TENANTS_MAX) -> None:
         self._tenants_max = tenants_max
         self._lock = Lock()
         self._tenants: dict[str, TenantCounts] = {}
-        self._cuts: Counter[str] = Counter()
 
     def admitted(self, tenant: str, size_bytes: int, spans: int, rejected_spans: int) -> None:
         """Count a request that is durable, but for the rejected spans."""
@@ -66,20 +63,10 @@ class TenantCounters:
                 refused_uncounted_requests=was.refused_uncounted_requests + (spans is None),
             )
 
-    def cut(self, kinds: Mapping[str, int]) -> None:
-        """Count what was cut or dropped of stored spans."""
-        with self._lock:
-            self._cuts.update(kinds)
-
     def tenants(self) -> dict[str, TenantCounts]:
         """Counts by tenant, in the order first seen."""
         with self._lock:
             return dict(self._tenants)
-
-    def cuts(self) -> dict[str, int]:
-        """Cuts by kind: how many attributes, values, names, events and links were cut or dropped."""
-        with self._lock:
-            return dict(self._cuts)
 
     def _find(self, tenant: str) -> tuple[str, TenantCounts]:
         known = tenant in self._tenants or len(self._tenants) - (OTHERS in self._tenants) < self._tenants_max
