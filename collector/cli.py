@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import os
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
@@ -43,10 +41,11 @@ def collect(data: str | None, grpc: str | None, http: str | None, config_file: s
     """
     from collector import collect as collecting
     from collector.settings import load
+    from collector.telemetry import logs
 
-    configure_logging()
-    overrides = {"storage": {"data": data}, "collector": {"grpc": grpc, "http": http}}
-    sys.exit(collecting.run(load(config_file, overrides)))
+    config = load(config_file, {"storage": {"data": data}, "collector": {"grpc": grpc, "http": http}})
+    logs.configure(config.telemetry)
+    sys.exit(collecting.run(config))
 
 
 @click.command()
@@ -231,18 +230,6 @@ def validate(config_file: str | None, data: str | None) -> None:
     settings = resolve(config_file, {"storage": {"data": data}}, os.environ)
     click.echo(effective_toml(settings.config, settings.origins))
     click.echo("valid", err=True)
-
-
-def configure_logging() -> None:
-    """Log lines of a server on standard error: time in UTC, level, logger, message."""
-    logging.Formatter.converter = time.gmtime
-    logging.getLogger("uvicorn").setLevel(logging.WARNING)
-    logging.basicConfig(
-        level=logging.INFO,
-        stream=sys.stderr,
-        format="%(asctime)s.%(msecs)03dZ %(levelname)s %(name)s: %(message)s",
-        datefmt="%Y-%m-%dT%H:%M:%S",
-    )
 
 
 COMMANDS = [collect, sql, import_, validate]

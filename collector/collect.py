@@ -7,11 +7,10 @@ import json
 import logging
 import os
 import signal
-import threading
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import ExitStack, asynccontextmanager, contextmanager
+from dataclasses import dataclass
 
-import duckdb
 import uvloop
 
 from collector.config import Config
@@ -22,18 +21,40 @@ from collector.lake.lake import Lake
 from collector.lake.location import Location, locate
 from collector.lake.lock import ProcessLock
 from collector.lake.tables import COLLECTOR_DEFINITIONS
+from collector.maintenance import Maintenance
 from collector.receive.servers import Endpoints, Servers
+from collector.receive.tls import Certificates
 from collector.seal import Sealer
 from collector.spool import Spool
+from collector.telemetry import traces
+from collector.telemetry.acknowledged import Acknowledged
+from collector.telemetry.health import Health
+from collector.telemetry.metrics import Metrics, Sources
+from collector.telemetry.server import TelemetryServers
+from collector.telemetry.traces import Tracing
+from collector.tenants.counters import TenantCounters
+from collector.tenants.gate import Gate, exposure_warning
 
 log = logging.getLogger(__name__)
 
-_CLEAN_EVERY_MERGES = 30
+# A merge on two threads takes more than twice the CPU time of one on one thread, and twice its memory.
+_LAKE_THREADS = 1
+_LAKE_BYTES_MAX = 256 * 2**20
+
+
+@dataclass(frozen=True)
+class Stages:
+    """What a request passes, and what works beside it."""
+
+    ingest: Ingest
+    spool: Spool
+    sealer: Sealer
+    maintenance: Maintenance
 
 
 @contextmanager
-def open_ingest(config: Config, location: Location) -> Iterator[tuple[Ingest, Sealer]]:
-    """Lake, spool, sealer and ingest of one data folder, alone; everything is sealed at the end.
+def open_stages(config: Config, location: Location, tracing: Tracing) -> Iterator[Stages]:
+    """The stages on one data folder, alone; everything is sealed at the end.
 
     Call it in an event loop's thread; `Ingest.start` is the caller's. Raises OperatorError.
     """
@@ -42,18 +63,29 @@ def open_ingest(config: Config, location: Location) -> Iterator[tuple[Ingest, Se
     lock.acquire()
     with ExitStack() as stack:
         stack.callback(lock.release)
-        lake = stack.enter_context(Lake(location, read_only=False))
+        lake = stack.enter_context(
+            Lake(location, read_only=False, threads=_LAKE_THREADS, memory_bytes_max=_LAKE_BYTES_MAX)
+        )
         lake.ensure(COLLECTOR_DEFINITIONS)
         maintain.configure(lake)
         spool = Spool(location.spool, config.collector.dedup_window_seconds)
         stack.callback(spool.close)
-        sealer = Sealer(config.collector, Decoder(config.mapping), spool, lake)
-        ingest = Ingest(config.collector, Decoder(config.mapping), spool, sealer)
+        sealer = Sealer(config.collector, Decoder(config.mapping, config.limits), spool, lake, tracing)
+        ingest = Ingest(config.collector, Decoder(config.mapping, config.limits), spool, sealer, tracing)
+        maintenance = Maintenance(lake, config.collector.merge_interval_seconds, tracing)
         sealer.start()
         stack.callback(sealer.stop)
         stack.callback(ingest.stop)
-        stack.enter_context(_maintained(config, lake))
-        yield ingest, sealer
+        maintenance.start()
+        stack.callback(maintenance.stop)
+        yield Stages(ingest, spool, sealer, maintenance)
+
+
+@contextmanager
+def open_ingest(config: Config, location: Location) -> Iterator[tuple[Ingest, Sealer]]:
+    """As `open_stages`, for those who only put requests in; without traces."""
+    with open_stages(config, location, Tracing()) as stages:
+        yield stages.ingest, stages.sealer
 
 
 def run(config: Config) -> int:
@@ -67,21 +99,55 @@ async def _run(config: Config) -> int:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    with open_ingest(config, location) as (ingest, _sealer):
-        ingest.start()
-        servers = Servers(config.collector, ingest)
-        endpoints = await servers.start()
-        with _announced(location, endpoints):
-            await stop.wait()
+    certificates = Certificates(config.tls) if config.tls.certificate else None
+    tracing = traces.start(config.telemetry.traces_endpoint)
+    if warning := exposure_warning(config):
+        log.warning(warning)
+    with open_stages(config, location, tracing) as stages:
+        stages.ingest.start()
+        async with _listening(config, stages, certificates, tracing) as addresses:
+            with _announced(location, addresses):
+                await stop.wait()
             log.info("stopping: answering what was received, then sealing it")
-            await servers.stop(config.collector.stop_timeout_seconds)
     return 0
 
 
+@asynccontextmanager
+async def _listening(
+    config: Config, stages: Stages, certificates: Certificates | None, tracing: Tracing
+) -> AsyncIterator[dict[str, str]]:
+    """All servers; their addresses by key."""
+    acknowledged = Acknowledged(stages.ingest)
+    gate = Gate(config.auth, config.quotas, locate(config.storage).root, TenantCounters())
+    servers = Servers(config.collector, acknowledged, certificates, gate)
+    health = Health(config.collector, stages.ingest, stages.spool, stages.sealer, stages.maintenance)
+    sources = Sources(
+        config=config.collector,
+        acknowledged=acknowledged,
+        refusals=servers.refusals,
+        ingest=stages.ingest,
+        spool=stages.spool,
+        sealer=stages.sealer,
+        maintenance=stages.maintenance,
+    )
+    telemetry = TelemetryServers(config.telemetry, Metrics(sources), health)
+    addresses = await telemetry.start()
+    try:
+        endpoints = await servers.start()
+        try:
+            yield {"grpc": endpoints.grpc, "http": endpoints.http, **addresses}
+        finally:
+            health.announce_stop()
+            await asyncio.to_thread(tracing.stop)
+            await servers.stop(config.collector.stop_timeout_seconds)
+    finally:
+        await telemetry.stop()
+
+
 @contextmanager
-def _announced(location: Location, endpoints: Endpoints) -> Iterator[None]:
+def _announced(location: Location, addresses: dict[str, str]) -> Iterator[None]:
     """Say on standard output, and in collector.json for other processes, where this collector listens."""
-    announcement = json.dumps({"ready": True, "grpc": endpoints.grpc, "http": endpoints.http, "pid": os.getpid()})
+    announcement = json.dumps({"ready": True, **addresses, "pid": os.getpid()})
     temporary = location.announcement.with_suffix(".part")
     temporary.write_text(announcement + "\n", encoding="utf-8")
     temporary.rename(location.announcement)
@@ -90,32 +156,6 @@ def _announced(location: Location, endpoints: Endpoints) -> Iterator[None]:
         yield
     finally:
         location.announcement.unlink(missing_ok=True)
-
-
-@contextmanager
-def _maintained(config: Config, lake: Lake) -> Iterator[None]:
-    stop = threading.Event()
-
-    def work() -> None:
-        rounds = 0
-        merger = maintain.Merger(lake, "spans")
-        while not stop.wait(config.collector.merge_interval_seconds):
-            try:
-                while not stop.is_set() and merger.step():
-                    pass
-                if rounds % _CLEAN_EVERY_MERGES == 0:
-                    maintain.clean(lake)
-            except (duckdb.Error, OSError):
-                log.exception("maintenance failed; it is tried again")
-            rounds += 1
-
-    thread = threading.Thread(target=work, name="maintain", daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        stop.set()
-        thread.join()
 
 
 def endpoints_of(location: Location) -> Endpoints | None:

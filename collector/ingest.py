@@ -14,6 +14,7 @@ import logging
 import queue
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
@@ -25,6 +26,7 @@ from collector.decode.decoder import Decoded, Decoder
 from collector.errors import InvalidRequestError, OverloadedError, RetryableError
 from collector.pipeline import Accepted, TraceRequest
 from collector.spool import Entry, Spool, digest_of
+from collector.telemetry.traces import Tracing
 from collector.tenants.fair_queue import FairQueue
 
 log = logging.getLogger(__name__)
@@ -46,6 +48,17 @@ class SpooledGroup:
     last_seq: int
     spans: pa.RecordBatch
     resources: pa.RecordBatch
+    is_own: bool = False
+    """Whether all of them are about this collector, exported by itself (see telemetry/traces.py)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Append:
+    """The outcome of a transaction of the spool: when (monotonic seconds), of what size, and why it failed."""
+
+    at: float
+    size_bytes: int
+    fault: str = ""
 
 
 class SpooledSink(Protocol):
@@ -80,8 +93,16 @@ class _Group:
 class Ingest:
     """The TraceSink of the servers: returns from `accept` once the request is durable in the spool."""
 
-    def __init__(self, config: CollectorConfig, decoder: Decoder, spool: Spool, sink: SpooledSink) -> None:
+    def __init__(
+        self,
+        config: CollectorConfig,
+        decoder: Decoder,
+        spool: Spool,
+        sink: SpooledSink,
+        tracing: Tracing | None = None,
+    ) -> None:
         self._config = config
+        self._tracing = tracing or Tracing()
         self._decoder = decoder
         self._spool = spool
         self._sink = sink
@@ -91,6 +112,12 @@ class Ingest:
         self._in_flight: dict[bytes, _Waiting] = {}
         self._decoded: queue.Queue[_Group | None] = queue.Queue(_GROUPS_DECODED_AHEAD_MAX)
         self._stopping = False
+        self.deduplicated_requests = 0
+        self.rejected_spans = 0
+        self.cuts: Counter[str] = Counter()
+        """What was beyond a limit, as Decoded.cuts."""
+        self.last_append: Append | None = None
+        """None before the first."""
         self._threads = [
             threading.Thread(target=self._decode_forever, name="decode", daemon=True),
             threading.Thread(target=self._spool_forever, name="spool", daemon=True),
@@ -110,6 +137,11 @@ class Ingest:
         for thread in self._threads:
             if thread.ident is not None:
                 thread.join()
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether both threads run."""
+        return all(thread.is_alive() for thread in self._threads)
 
     async def accept(self, request: TraceRequest) -> Accepted:
         """See TraceSink. An empty request holds nothing to store and is answered at once."""
@@ -135,6 +167,7 @@ class Ingest:
         while (members := self._next_members()) is not None:
             try:
                 fresh = self._deduplicate(members)
+                self.deduplicated_requests += len(members) - len(fresh)
                 for group in self._decode(fresh):
                     self._decoded.put(group)
             except Exception as error:
@@ -201,17 +234,35 @@ class Ingest:
         entries = [
             Entry(member.digest, member.request, answer) for group in groups for member, answer in group.answered()
         ]
+        size_bytes = sum(len(entry.request.payload) for entry in entries)
+        started_at_ns = time.time_ns()
         try:
-            last = self._spool.append(entries, time.time_ns())
+            last = self._spool.append(entries, started_at_ns)
         except Exception as error:
             log.exception("the spool did not take %d requests", len(entries))
-            self._answer((m, _retryable(error)) for group in groups for m in group.members)
+            self.last_append = Append(time.monotonic(), size_bytes, str(error))
+            refused = (pair for group in groups for pair in group.answered())
+            self._answer((member, _retryable(error, answer.spans)) for member, answer in refused)
             return
-        seq = last - len(entries)
+        self.last_append = Append(time.monotonic(), size_bytes)
+        self.rejected_spans += sum(entry.answer.rejected_spans for entry in entries)
+        for group in groups:
+            self.cuts.update(group.decoded.cuts)
+        is_own = self._offer(groups, last - len(entries))
+        self._answer(pair for group in groups for pair in group.answered())
+        if not is_own and self._tracing.is_sampled():
+            attributes = {"spanlake.requests": len(entries), "spanlake.bytes": size_bytes}
+            self._tracing.record("spool", started_at_ns, attributes)
+
+    def _offer(self, groups: Sequence[_Group], seq: int) -> bool:
+        """Give groups, spooled behind `seq`, to the sealer; whether all of them are own exports."""
+        all_own = True
         for group in groups:
             first, seq = seq + 1, seq + len(group.members)
-            self._sink.offer(SpooledGroup(first, seq, group.decoded.spans, group.decoded.resources))
-        self._answer(pair for group in groups for pair in group.answered())
+            is_own = self._tracing.is_own(member.request for member in group.members)
+            self._sink.offer(SpooledGroup(first, seq, group.decoded.spans, group.decoded.resources, is_own))
+            all_own = all_own and is_own
+        return all_own
 
     def _answer(self, answers: Iterable[tuple[_Waiting, Answer]]) -> None:
         """Answer everybody who waits for these requests, and forget that they are in flight."""
@@ -239,5 +290,5 @@ def _settle(settled: Sequence[tuple[asyncio.Future[Accepted], Answer]]) -> None:
             future.set_exception(answer)
 
 
-def _retryable(error: Exception) -> RetryableError:
-    return RetryableError(f"the request could not be stored ({error}); send it again")
+def _retryable(error: Exception, spans: int | None = None) -> RetryableError:
+    return RetryableError(f"the request could not be stored ({error}); send it again", refused_spans=spans)

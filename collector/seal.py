@@ -13,6 +13,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow as pa
@@ -25,6 +26,8 @@ from collector.lake.lake import Lake
 from collector.lake.segments import write_segment
 from collector.resources import SeenResources
 from collector.spool import Spool
+from collector.telemetry.latency import Latencies
+from collector.telemetry.traces import Tracing
 
 log = logging.getLogger(__name__)
 
@@ -36,11 +39,23 @@ def job_name(spool_id: str) -> str:
     return f"spool/{spool_id}"
 
 
+@dataclass(frozen=True, slots=True)
+class _Attempt:
+    """A seal that is on: its last sequence number and number of spans, and whether all are of own exports."""
+
+    last_seq: int
+    spans: int
+    is_own: bool
+
+
 class Sealer:
     """Seals what is offered, about once an interval, in a thread of its own. Implements SpooledSink."""
 
-    def __init__(self, config: CollectorConfig, decoder: Decoder, spool: Spool, lake: Lake) -> None:
+    def __init__(
+        self, config: CollectorConfig, decoder: Decoder, spool: Spool, lake: Lake, tracing: Tracing | None = None
+    ) -> None:
         self._config = config
+        self._tracing = tracing or Tracing()
         self._decoder = decoder
         self._spool = spool
         self._lake = lake
@@ -54,6 +69,14 @@ class Sealer:
         self._offered_seq = spool.last_seq
         self._stopping = False
         self._failures = 0
+        self._progress_at = time.monotonic()
+        self._attempt: _Attempt | None = None
+        self.last_fault = ""
+        self.sealed_spans = 0
+        self.failed_spans = 0
+        """Spans of seals that failed; they are sealed later, or counted again."""
+        self.seal_latencies = Latencies()
+        self.commit_latencies = Latencies()
         with lake.read() as reader:
             self._mark = reader.position(self._job)
         spool.start_after(self._mark or 0)
@@ -75,6 +98,8 @@ class Sealer:
     def offer(self, group: SpooledGroup) -> None:
         """Take over a group. Beyond `unsealed_bytes_max` only its number is kept: it is read back later."""
         with self._changed:
+            if not self.unsealed_requests:
+                self._progress_at = time.monotonic()
             self._offered_seq = group.last_seq
             if self._kept_bytes + group.spans.nbytes <= self._config.unsealed_bytes_max:
                 self._kept.append(group)
@@ -87,6 +112,16 @@ class Sealer:
     def unsealed_requests(self) -> int:
         """Requests that are durable in the spool and not yet in the lake."""
         return self._offered_seq - (self._mark or 0)
+
+    @property
+    def stalled_seconds(self) -> float:
+        """How long requests have been waiting without a seal that succeeded; 0 where none waits."""
+        return time.monotonic() - self._progress_at if self.unsealed_requests else 0.0
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether the thread runs."""
+        return self._thread.is_alive()
 
     @property
     def consecutive_failures(self) -> int:
@@ -104,8 +139,9 @@ class Sealer:
             due = time.monotonic() + self._config.seal_interval_seconds
             try:
                 self._seal_all()
-            except Exception:
+            except Exception as error:
                 self._failures += 1
+                self.last_fault = str(error)
                 log.exception("a seal failed (%d in a row); the spans stay in the spool", self._failures)
                 self._after_failure()
                 if stopping:
@@ -168,25 +204,45 @@ class Sealer:
             return groups or [SpooledGroup(after + 1, last, empty.spans, empty.resources)]
 
     def _seal(self, groups: Sequence[SpooledGroup]) -> None:
-        last = groups[-1].last_seq
+        started = time.perf_counter()
         spans = pa.Table.from_batches([group.spans for group in groups])
-        segment = write_segment(spans.unify_dictionaries(), self._folder) if spans.num_rows else None
-        try:
-            self._commit(segment, self._resources.unseen(groups), last)
-        except BaseException:
-            if segment is not None and not self._is_committed(last):
-                segment.unlink(missing_ok=True)
-            raise
+        last, is_own = groups[-1].last_seq, all(group.is_own for group in groups)
+        attempt = self._attempt = _Attempt(last, spans.num_rows, is_own)
+        attributes = {"spanlake.requests": last - groups[0].first_seq + 1, "spanlake.spans": spans.num_rows}
+        with self._tracing.span("seal", attributes, is_own=is_own):
+            self._write(spans, self._resources.unseen(groups), attempt)
+        self._settle(attempt, is_sealed=True)
         self._mark = last
+        self._progress_at = time.monotonic()
+        self.seal_latencies.record(time.perf_counter() - started)
         self._spool.trim(last)
 
-    def _commit(self, segment: Path | None, resources: pa.Table, last: int) -> None:
-        with self._lake.write() as transaction:
+    def _settle(self, attempt: _Attempt, *, is_sealed: bool) -> None:
+        """Count an attempt, once, as what it came to."""
+        self._attempt = None
+        if is_sealed:
+            self.sealed_spans += attempt.spans
+        else:
+            self.failed_spans += attempt.spans
+
+    def _write(self, spans: pa.Table, resources: pa.Table, attempt: _Attempt) -> None:
+        segment = write_segment(spans.unify_dictionaries(), self._folder) if spans.num_rows else None
+        try:
+            self._commit(segment, resources, attempt)
+        except BaseException:
+            if segment is not None and not self._is_committed(attempt.last_seq):
+                segment.unlink(missing_ok=True)
+            raise
+
+    def _commit(self, segment: Path | None, resources: pa.Table, attempt: _Attempt) -> None:
+        started = time.perf_counter()
+        with self._tracing.span("commit", {}, is_own=attempt.is_own), self._lake.write() as transaction:
             if segment is not None:
                 transaction.add_files("spans", [segment])
             if resources.num_rows:
                 self._resources.insert(transaction, resources)
-            transaction.advance(self._job, expected=self._mark, position=last)
+            transaction.advance(self._job, expected=self._mark, position=attempt.last_seq)
+        self.commit_latencies.record(time.perf_counter() - started)
         self._resources.remember(resources)
 
     def _is_committed(self, last: int) -> bool:
@@ -205,3 +261,5 @@ class Sealer:
                 self._mark = reader.position(self._job)
         except Exception:
             log.exception("the lake does not tell its position")
+        if self._attempt is not None:
+            self._settle(self._attempt, is_sealed=(self._mark or 0) >= self._attempt.last_seq)

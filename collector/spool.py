@@ -30,6 +30,7 @@ _SCHEMA = (
     """CREATE TABLE IF NOT EXISTS quarantine (
         seq INTEGER PRIMARY KEY, received_at_ns INTEGER NOT NULL, tenant TEXT, payload BLOB NOT NULL,
         reason TEXT NOT NULL)""",
+    "CREATE TABLE IF NOT EXISTS probe (id INTEGER PRIMARY KEY, content BLOB NOT NULL)",
     "CREATE TABLE IF NOT EXISTS generations (slot INTEGER PRIMARY KEY, started_at_ns INTEGER NOT NULL)",
     *(
         f"""CREATE TABLE IF NOT EXISTS digests_{slot} (
@@ -75,6 +76,7 @@ class Spool:
         self.spool_id = self._identity()
         self._last_seq = self._one("SELECT max(seq) FROM (SELECT seq FROM requests UNION SELECT seq FROM quarantine)")
         self._payload_bytes = self._one("SELECT sum(length(payload)) FROM requests")
+        self._quarantined = self._one("SELECT count(*) FROM quarantine")
         self._generation_slot, self._generation_started_at_ns = self._generation()
 
     @property
@@ -86,6 +88,11 @@ class Spool:
     def payload_bytes(self) -> int:
         """Bytes of the payloads not yet trimmed."""
         return self._payload_bytes
+
+    @property
+    def quarantined_requests(self) -> int:
+        """Requests put aside."""
+        return self._quarantined
 
     def start_after(self, position: int) -> None:
         """Never give out a sequence number up to `position`: the lake has them already."""
@@ -156,11 +163,17 @@ class Spool:
                 (reason, seq),
             )
             self._connection.execute("DELETE FROM requests WHERE seq = ?", (seq,))
+        self._quarantined += 1
 
     def quarantined(self) -> list[tuple[int, str]]:
         """(seq, reason) of the requests that were put aside."""
         with self._lock:
             return self._connection.execute("SELECT seq, reason FROM quarantine ORDER BY seq").fetchall()
+
+    def probe(self, size_bytes: int) -> None:
+        """Prove that a request of this size could be stored: write as many bytes to disk, in a place of their own."""
+        with self._transaction():
+            self._connection.execute("INSERT OR REPLACE INTO probe VALUES (1, randomblob(?))", (size_bytes,))
 
     def close(self) -> None:
         """Close the file. Safe to call twice."""

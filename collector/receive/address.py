@@ -19,6 +19,11 @@ def host_and_port(key: str, address: str) -> tuple[str, int]:
     return match[1].strip("[]"), int(match[2])
 
 
+def with_port(address: str, port: int) -> str:
+    """HOST:PORT with another port."""
+    return f"{address.rpartition(':')[0]}:{port}"
+
+
 def cannot_listen(key: str, address: str, cause: Exception) -> OperatorError:
     """What to tell an operator whose address cannot be listened on."""
     return OperatorError(

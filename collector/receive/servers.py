@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from collector.config import CollectorConfig
 from collector.pipeline import TraceSink
+from collector.receive.address import with_port
 from collector.receive.cors import Cors
 from collector.receive.grpc_server import GrpcServer
 from collector.receive.http_server import HttpApp
@@ -14,6 +15,7 @@ from collector.receive.http_transport import HttpServer
 from collector.receive.intake import Intake
 from collector.receive.refusals import Refusals
 from collector.receive.tls import Certificates
+from collector.tenants.counters import TenantCounters
 from collector.tenants.gate import Gate, open_gate
 
 
@@ -52,6 +54,11 @@ class Servers:
         """What both servers refused."""
         return self._intake.refusals
 
+    @property
+    def tenants(self) -> TenantCounters:
+        """What came from each tenant, and what was refused."""
+        return self._intake.gate.counters
+
     async def start(self) -> Endpoints:
         """Listen. Raises OperatorError, and listens nowhere, where one of the addresses cannot be used."""
         http_port = await self._http.start()
@@ -60,7 +67,7 @@ class Servers:
         except BaseException:
             await self._http.stop(1.0)
             raise
-        return Endpoints(_with_port(self._config.grpc, grpc_port), _with_port(self._config.http, http_port))
+        return Endpoints(with_port(self._config.grpc, grpc_port), with_port(self._config.http, http_port))
 
     async def stop(self, grace_seconds: float) -> None:
         """Take no more requests (a client is told to try again, or finds the port closed), answer those that
@@ -69,7 +76,3 @@ class Servers:
         self._intake.admission.close()
         await asyncio.gather(self._grpc.stop(grace_seconds), self._http.stop(grace_seconds))
         self._intake.close()
-
-
-def _with_port(address: str, port: int) -> str:
-    return f"{address.rpartition(':')[0]}:{port}"
