@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import subprocess
 import sys
 import tomllib
 import zipfile
 from collections.abc import Iterator
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
@@ -76,6 +78,31 @@ def test_every_dependency_has_its_reason() -> None:
     assert reasoned == sorted(name_of(need) for need in project["dependencies"])
     for need in project["optional-dependencies"]["test"]:
         assert re.search(rf"\b{name_of(need)}\b", page), need
+
+
+def test_every_import_is_declared() -> None:
+    """What is imported directly is named in pyproject.toml, not there by chance because another package needs it."""
+    providers = packages_distributions()
+    missing = {
+        (name, path)
+        for path in tracked()
+        if path.endswith(".py")
+        for name in imported(ROOT / path)
+        if name in providers
+        and not names_needed() & {provider.lower().replace("_", "-") for provider in providers[name]}
+    }
+    assert missing == set()
+
+
+def imported(path: Path) -> set[str]:
+    """Top-level modules that a file imports from other projects; pydantic_core is a part of pydantic."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found.add(node.module.split(".")[0])
+    return found - set(PACKAGES) - {"pydantic_core"} - sys.stdlib_module_names
 
 
 def needs() -> list[str]:
