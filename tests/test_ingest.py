@@ -16,7 +16,7 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 
 from collector import seal
 from collector.collect import open_ingest
-from collector.config import CollectorConfig, Config, StorageConfig
+from collector.config import CollectorConfig, Config, LimitsConfig, StorageConfig
 from collector.errors import InvalidRequestError, OverloadedError, RetryableError
 from collector.ingest import Ingest
 from collector.lake.lake import Lake, Transaction
@@ -47,7 +47,11 @@ def request(names: list[str], tenant: str | None = None, **keywords: object) -> 
 
 
 def config_of(folder: Path, **collector: object) -> Config:
-    return Config(storage=StorageConfig(data=str(folder)), collector=CollectorConfig(**collector))  # type: ignore[arg-type]
+    return Config(
+        storage=StorageConfig(data=str(folder)),
+        collector=CollectorConfig(**collector),  # type: ignore[arg-type]
+        limits=LimitsConfig(name_bytes_max=2**20),
+    )
 
 
 def stored(folder: Path) -> list[str]:
