@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import signal
+import sqlite3
 from collections.abc import AsyncIterator, Iterator
 from contextlib import ExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ import uvloop
 
 from collector.config import Config
 from collector.decode.decoder import Decoder
+from collector.errors import OperatorError
 from collector.ingest import Ingest
 from collector.lake import maintain
 from collector.lake.lake import Lake
@@ -68,7 +70,7 @@ def open_stages(config: Config, location: Location, tracing: Tracing) -> Iterato
         )
         lake.ensure(COLLECTOR_DEFINITIONS)
         maintain.configure(lake)
-        spool = Spool(location.spool, config.collector.dedup_window_seconds)
+        spool = _open_spool(config, location)
         stack.callback(spool.close)
         sealer = Sealer(config.collector, Decoder(config.mapping, config.limits), spool, lake, tracing)
         ingest = Ingest(config.collector, Decoder(config.mapping, config.limits), spool, sealer, tracing)
@@ -79,6 +81,16 @@ def open_stages(config: Config, location: Location, tracing: Tracing) -> Iterato
         maintenance.start()
         stack.callback(maintenance.stop)
         yield Stages(ingest, spool, sealer, maintenance)
+
+
+def _open_spool(config: Config, location: Location) -> Spool:
+    try:
+        return Spool(location.spool, config.collector.dedup_window_seconds)
+    except sqlite3.Error as error:
+        raise OperatorError(
+            f"the spool at {str(location.spool)!r} cannot be used: {error}; "
+            "expected a folder with free space that no other program locks"
+        ) from error
 
 
 @contextmanager

@@ -213,6 +213,19 @@ def test_a_full_disk_refuses_retryably_keeps_what_was_acknowledged_and_recovers(
     assert len(result["acknowledged"]) > 3
 
 
+@pytest.mark.parametrize("free_bytes", [0, 100_000, 1_000_000])
+def test_a_start_on_a_full_disk_is_a_message(tmp_path: Path, free_bytes: int) -> None:
+    ballast = f"fallocate --length {4 * 2**20 - free_bytes} {shlex.quote(str(tmp_path / 'ballast'))}"
+    program = [SPANLAKE, "collect", "--data", str(tmp_path / "data"), "--grpc", "127.0.0.1:0", "--http", "127.0.0.1:0"]
+    inner = f"mount -t tmpfs -o size=4m none {shlex.quote(str(tmp_path))} && {ballast} && exec {shlex.join(program)}"
+    command = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c", inner]
+    refused = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert refused.returncode == 1
+    assert "storage.data" in refused.stderr
+    assert "No space left" in refused.stderr
+    assert "Traceback" not in refused.stderr
+
+
 @pytest.mark.parametrize(
     ("body", "headers", "status", "message"),
     [

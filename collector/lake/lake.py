@@ -173,7 +173,19 @@ class Lake:
                 connection.close()
 
     def ensure(self, definitions: Sequence[Definition]) -> None:
-        """Create what of `definitions` is missing; stamp the schema version on a new lake."""
+        """Create what of `definitions` is missing; stamp the schema version on a new lake.
+
+        Raises OperatorError where the lake cannot be written.
+        """
+        try:
+            self._ensure(definitions)
+        except (duckdb.Error, OSError) as error:
+            raise OperatorError(
+                f"the lake at storage.data = {str(self.location.root)!r} cannot be written: {error}; "
+                "expected a folder with free space that no other program locks"
+            ) from error
+
+    def _ensure(self, definitions: Sequence[Definition]) -> None:
         with self.read() as reader:
             if not _missing(definitions, reader) and not _not_inlined(definitions, reader):
                 return

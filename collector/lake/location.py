@@ -11,6 +11,9 @@ from urllib.parse import unquote, urlparse
 from collector.config import StorageConfig
 from collector.errors import OperatorError
 
+PROBE_BYTES = 2**20
+"""What must fit on the disk for a start: catalog and spool of a new lake take about half of it."""
+
 
 @dataclass(frozen=True)
 class Location:
@@ -64,7 +67,7 @@ class Location:
             for folder in (self.root, self.files, self.spool):
                 folder.mkdir(parents=True, exist_ok=True)
                 with tempfile.TemporaryFile(dir=folder) as probe:
-                    probe.write(b"\0" * 4096)
+                    probe.write(bytes(PROBE_BYTES))
                     probe.flush()
                     os.fsync(probe.fileno())
         except OSError as error:

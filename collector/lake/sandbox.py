@@ -22,6 +22,7 @@ import pyarrow as pa
 from collector.config import QueryConfig
 from collector.errors import SpanlakeError
 from collector.lake import engine
+from collector.lake.lake import Reader, check_version
 from collector.lake.location import Location
 
 BATCH_ROWS = 10_000
@@ -116,6 +117,7 @@ def open_sandbox(location: Location, config: QueryConfig) -> Iterator[Sandbox]:
         connection = engine.connect(config.memory_bytes_max, THREADS)
         try:
             engine.attach(connection, location, read_only=True)
+            check_version(Reader(connection), location)
             _lock_down(connection, location, spill, SPILL_FACTOR * config.memory_bytes_max)
             yield Sandbox(connection, config)
         finally:
