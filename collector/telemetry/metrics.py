@@ -26,6 +26,7 @@ from collector.seal import Sealer
 from collector.spool import Spool
 from collector.telemetry.acknowledged import Acknowledged
 from collector.telemetry.latency import BOUNDS_SECONDS, Latencies
+from collector.tenants.counters import TenantCounts
 
 Labels = Mapping[str, str]
 Observations = Iterable[tuple[float, Labels]]
@@ -46,6 +47,7 @@ class Sources:
     spool: Spool
     sealer: Sealer
     maintenance: Maintenance
+    tenants: Callable[[], Mapping[str, TenantCounts]] = dict
 
 
 class Metrics:
@@ -58,6 +60,7 @@ class Metrics:
         meter = self._provider.get_meter("spanlake.collector")
         _observe_collector(meter, sources)
         _observe_spanlake(meter, sources)
+        _observe_tenants(meter, sources.tenants)
         self._registry.register(_Histograms(sources))
 
     def render(self, accept: str) -> tuple[str, bytes]:
@@ -173,6 +176,24 @@ def _observe_spanlake(meter: Meter, sources: Sources) -> None:
         counter(meter, name, description, observe)
     for name, (description, observe) in gauges.items():
         gauge(meter, name, description, observe)
+
+
+def _observe_tenants(meter: Meter, tenants: Callable[[], Mapping[str, TenantCounts]]) -> None:
+    """Counts by tenant, as bounded in number as the counts are."""
+    descriptions = {
+        "requests": "Requests that were made durable.",
+        "spans": "Spans that were made durable.",
+        "bytes": "Decompressed bytes of requests that were made durable.",
+        "rejected_spans": "Invalid spans in accepted requests.",
+        "refused_requests": "Requests that were refused.",
+        "refused_spans": "Spans in refused requests, where they were counted.",
+    }
+
+    def observed(field: str) -> Observe:
+        return lambda: [(getattr(counts, field), {"tenant": name}) for name, counts in tenants().items()]
+
+    for field, description in descriptions.items():
+        counter(meter, f"spanlake_tenant_{field}", description, observed(field))
 
 
 def _refused(refusals: Refusals) -> Observations:
