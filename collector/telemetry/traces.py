@@ -8,9 +8,10 @@ one that exports elsewhere.
 from __future__ import annotations
 
 import os
+import threading
 import time
 import uuid
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib.metadata import version
 from typing import TYPE_CHECKING
@@ -27,16 +28,25 @@ if TYPE_CHECKING:
 
 
 SAMPLE_SECONDS = 1.0
-_FLUSH_MILLISECONDS = 2000
+_LAST_EXPORT_SECONDS = 2.0
 _PROTOCOL_VARIABLES = ("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL")
 
 
 class Tracing:
     """Makes spans, or none at all: the default."""
 
-    def __init__(self, provider: TracerProvider | None = None, marker: bytes = b"") -> None:
-        """`marker` is what the payloads of the provider's exports have in them and no others have."""
+    def __init__(
+        self,
+        provider: TracerProvider | None = None,
+        marker: bytes = b"",
+        give_up: Callable[[], None] = lambda: None,
+    ) -> None:
+        """`marker` is what the payloads of the provider's exports have in them and no others have.
+
+        `give_up` ends an export that is on.
+        """
         self._provider = provider
+        self._give_up = give_up
         self._tracer: Tracer = provider.get_tracer("spanlake.collector") if provider else NoOpTracer()
         self._marker = marker
         self._sampled_at = -SAMPLE_SECONDS
@@ -69,9 +79,13 @@ class Tracing:
     def stop(self) -> None:
         """Export what is left, for at most two seconds; from then on no spans are made. Safe to call twice."""
         provider, self._provider, self._tracer = self._provider, None, NoOpTracer()
-        if provider is not None:
-            provider.force_flush(_FLUSH_MILLISECONDS)
-            provider.shutdown()
+        if provider is None:
+            return
+        last_export = threading.Thread(target=provider.shutdown, name="last export", daemon=True)
+        last_export.start()
+        last_export.join(_LAST_EXPORT_SECONDS)
+        if last_export.is_alive():
+            self._give_up()
 
 
 def start(endpoint: str) -> Tracing:
@@ -93,8 +107,9 @@ def start(endpoint: str) -> Tracing:
     always = Resource({"spanlake.collector.id": marker, "process.pid": os.getpid()})
     resource = named.merge(OTELResourceDetector().detect()).merge(always)
     provider = TracerProvider(resource=resource, shutdown_on_exit=False)
-    provider.add_span_processor(BatchSpanProcessor(_exporter(endpoint)))
-    return Tracing(provider, marker.encode())
+    exporter = _exporter(endpoint)
+    provider.add_span_processor(BatchSpanProcessor(exporter))
+    return Tracing(provider, marker.encode(), exporter.shutdown)
 
 
 def _exporter(endpoint: str) -> SpanExporter:
