@@ -26,7 +26,8 @@ from collector.lake.tables import COLLECTOR_DEFINITIONS
 from collector.maintenance import Maintenance
 from collector.receive.servers import Endpoints, Servers
 from collector.receive.tls import Certificates
-from collector.seal import Sealer
+from collector.salvage import open_spool
+from collector.seal import Sealer, last_spool
 from collector.spool import Spool
 from collector.telemetry import traces
 from collector.telemetry.acknowledged import Acknowledged
@@ -70,7 +71,7 @@ def open_stages(config: Config, location: Location, tracing: Tracing) -> Iterato
         )
         lake.ensure(COLLECTOR_DEFINITIONS)
         maintain.configure(lake)
-        spool = _open_spool(config, location)
+        spool = _open_spool(config, location, lake)
         stack.callback(spool.close)
         sealer = Sealer(config.collector, Decoder(config.mapping, config.limits), spool, lake, tracing)
         ingest = Ingest(config.collector, Decoder(config.mapping, config.limits), spool, sealer, tracing)
@@ -83,10 +84,10 @@ def open_stages(config: Config, location: Location, tracing: Tracing) -> Iterato
         yield Stages(ingest, spool, sealer, maintenance)
 
 
-def _open_spool(config: Config, location: Location) -> Spool:
+def _open_spool(config: Config, location: Location, lake: Lake) -> Spool:
     try:
-        return Spool(location.spool, config.collector.dedup_window_seconds)
-    except sqlite3.Error as error:
+        return open_spool(location.spool, config.collector.dedup_window_seconds, *last_spool(lake))
+    except (sqlite3.Error, OSError) as error:
         raise OperatorError(
             f"the spool at {str(location.spool)!r} cannot be used: {error}; "
             "expected a folder with free space that no other program locks"

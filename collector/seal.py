@@ -48,6 +48,17 @@ class _Attempt:
     is_own: bool
 
 
+def last_spool(lake: Lake) -> tuple[str | None, int]:
+    """The spool that was sealed into the lake last, and up to which of its requests; (None, 0) where none was."""
+    with lake.read() as reader:
+        found = reader.rows(
+            "SELECT job, max(position) FROM progress WHERE starts_with(job, ?) GROUP BY job "
+            "ORDER BY max(committed_at) DESC, job LIMIT 1",
+            [job_name("")],
+        )
+    return (found[0][0].removeprefix(job_name("")), int(found[0][1])) if found else (None, 0)
+
+
 class Sealer:
     """Seals what is offered, about once an interval, in a thread of its own. Implements SpooledSink."""
 
@@ -80,6 +91,8 @@ class Sealer:
         with lake.read() as reader:
             self._mark = reader.position(self._job)
         spool.start_after(self._mark or 0)
+        for first, last in spool.missing(self._mark or 0):
+            log.error("requests %d to %d are lost: they were acknowledged, and are not in the spool", first, last)
         self._offered_seq = spool.last_seq
         self._thread = threading.Thread(target=self._seal_forever, name="seal", daemon=True)
 

@@ -5,13 +5,18 @@ a digest, unique within the deduplication window: the digest outlives the payloa
 after its answer was lost is recognised, also after a restart. Digests are kept in two generations, each one window
 long; the older is emptied as a whole when the younger is a window old. A repeated request is therefore recognised
 for at least one window after it was first stored, and at most for two.
+
+Every request has a checksum over all that is stored of it: what comes back is what was acknowledged, or is put aside.
 """
 
 from __future__ import annotations
 
 import hashlib
+import logging
 import sqlite3
+import struct
 import threading
+import time
 import uuid
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -20,13 +25,17 @@ from pathlib import Path
 
 from collector.pipeline import Accepted, TraceRequest
 
+log = logging.getLogger(__name__)
+
+FILE_NAME = "spool.sqlite"
 DIGEST_BYTES = 16
-_PAGE_BYTES = 16_384
+PAGE_BYTES = 16_384
 _CHECKPOINT_PAGES = 2_000
 _SCHEMA = (
     "CREATE TABLE IF NOT EXISTS identity (spool_id TEXT NOT NULL)",
     """CREATE TABLE IF NOT EXISTS requests (
-        seq INTEGER PRIMARY KEY, received_at_ns INTEGER NOT NULL, tenant TEXT, payload BLOB NOT NULL)""",
+        seq INTEGER PRIMARY KEY, received_at_ns INTEGER NOT NULL, tenant TEXT, payload BLOB NOT NULL,
+        checksum BLOB NOT NULL)""",
     """CREATE TABLE IF NOT EXISTS quarantine (
         seq INTEGER PRIMARY KEY, received_at_ns INTEGER NOT NULL, tenant TEXT, payload BLOB NOT NULL,
         reason TEXT NOT NULL)""",
@@ -38,6 +47,8 @@ _SCHEMA = (
         for slot in (0, 1)
     ),
 )
+# As SQLite keeps them.
+_STORED = tuple(statement.replace("CREATE TABLE IF NOT EXISTS", "CREATE TABLE", 1) for statement in _SCHEMA)
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,11 +60,37 @@ class Entry:
     answer: Accepted
 
 
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A request as it is stored."""
+
+    seq: int
+    received_at_ns: int
+    tenant: str | None
+    payload: bytes
+    checksum: bytes
+
+    @property
+    def request(self) -> TraceRequest:
+        """The request."""
+        return TraceRequest(self.payload, self.received_at_ns, self.tenant)
+
+
 def digest_of(request: TraceRequest) -> bytes:
     """The key that makes a repeated request count once: BLAKE2b-128 of the payload, keyed by its tenant."""
     tenant = b"" if request.tenant is None else b"t" + request.tenant.encode()
     key = hashlib.blake2b(tenant, digest_size=32).digest()
     return hashlib.blake2b(request.payload, digest_size=DIGEST_BYTES, key=key).digest()
+
+
+def checksum_of(digest: bytes, seq: int, received_at_ns: int) -> bytes:
+    """BLAKE2b-128 over a request's number, time and digest, and so over its tenant and payload too."""
+    return hashlib.blake2b(struct.pack("<qq", seq, received_at_ns) + digest, digest_size=DIGEST_BYTES).digest()
+
+
+def is_whole(row: Row) -> bool:
+    """Whether the row is as it was written."""
+    return checksum_of(digest_of(row.request), row.seq, row.received_at_ns) == row.checksum
 
 
 class Spool:
@@ -63,9 +100,9 @@ class Spool:
         """Open or create `folder`/spool.sqlite."""
         self._window_ns = int(dedup_window_seconds * 1e9)
         self._lock = threading.Lock()
-        self._connection = sqlite3.connect(folder / "spool.sqlite", isolation_level=None, check_same_thread=False)
+        self._connection = sqlite3.connect(folder / FILE_NAME, isolation_level=None, check_same_thread=False)
         for pragma in (
-            f"page_size = {_PAGE_BYTES}",
+            f"page_size = {PAGE_BYTES}",
             "journal_mode = WAL",
             "synchronous = FULL",
             f"wal_autocheckpoint = {_CHECKPOINT_PAGES}",
@@ -104,14 +141,15 @@ class Spool:
         When this returns, the requests are on disk: they survive a crash of the process or of the machine.
         When it raises, none of them is stored.
         """
-        first = self._last_seq + 1
         numbered = [
-            (first + i, e.request.received_at_ns, e.request.tenant, e.request.payload) for i, e in enumerate(entries)
+            (seq, at_ns, e.request.tenant, e.request.payload, checksum_of(e.digest, seq, at_ns))
+            for seq, e in enumerate(entries, self._last_seq + 1)
+            for at_ns in (e.request.received_at_ns,)
         ]
         digests = [(e.digest, e.answer.rejected_spans, e.answer.message) for e in entries]
         with self._transaction():
             slot, started_at_ns = self._rotate(now_ns)
-            self._connection.executemany("INSERT INTO requests VALUES (?, ?, ?, ?)", numbered)
+            self._connection.executemany("INSERT INTO requests VALUES (?, ?, ?, ?, ?)", numbered)
             self._connection.executemany(f"INSERT OR REPLACE INTO digests_{slot} VALUES (?, ?, ?)", digests)
         self._generation_slot, self._generation_started_at_ns = slot, started_at_ns
         self._last_seq += len(entries)
@@ -133,20 +171,41 @@ class Spool:
         return found
 
     def pending(self, after: int, upto: int, bytes_max: int) -> list[tuple[int, TraceRequest]]:
-        """The requests with after < seq <= upto in order, cut where their payloads reach `bytes_max`."""
+        """The requests with after < seq <= upto in order, cut where their payloads reach `bytes_max`.
+
+        Those that are not as they were written are put aside instead.
+        """
         found: list[tuple[int, TraceRequest]] = []
+        damaged: list[int] = []
         size = 0
+        query = (
+            "SELECT seq, received_at_ns, CAST(tenant AS BLOB), CAST(payload AS BLOB), checksum FROM requests "
+            "WHERE seq > ? AND seq <= ? ORDER BY seq"
+        )
         with self._lock:
-            rows = self._connection.execute(
-                "SELECT seq, payload, received_at_ns, tenant FROM requests WHERE seq > ? AND seq <= ? ORDER BY seq",
-                (after, upto),
-            )
-            for seq, payload, received_at_ns, tenant in rows:
-                found.append((seq, TraceRequest(payload, received_at_ns, tenant)))
-                size += len(payload)
+            for columns in self._connection.execute(query, (after, upto)):
+                row = _whole_row(*columns)
+                if row is None:
+                    damaged.append(columns[0])
+                    continue
+                found.append((row.seq, row.request))
+                size += len(row.payload)
                 if size >= bytes_max:
                     break
+        for seq in damaged:
+            log.error("request %d of the spool is damaged and is put aside: its checksum is wrong", seq)
+            self.quarantine(seq, "the checksum is wrong: it is not as it was received")
         return found
+
+    def missing(self, after: int) -> list[tuple[int, int]]:
+        """Sequence numbers behind `after`, as ranges (first, last), that should be here and are not."""
+        query = """
+            WITH known AS (SELECT seq FROM requests WHERE seq > ?1 UNION SELECT seq FROM quarantine WHERE seq > ?1),
+            steps AS (SELECT lag(seq, 1, ?1) OVER (ORDER BY seq) AS before, seq FROM known)
+            SELECT before + 1, seq - 1 FROM steps WHERE seq > before + 1 ORDER BY seq
+        """
+        with self._lock:
+            return self._connection.execute(query, (after,)).fetchall()
 
     def trim(self, position: int) -> None:
         """Forget the payloads up to `position`: they are sealed. Their digests stay."""
@@ -158,12 +217,15 @@ class Spool:
     def quarantine(self, seq: int, reason: str) -> None:
         """Put a request aside that can no longer be decoded, with the reason; it stays on disk."""
         with self._transaction():
+            freed = self._one("SELECT length(CAST(payload AS BLOB)) FROM requests WHERE seq = ?", (seq,))
             self._connection.execute(
-                "INSERT INTO quarantine SELECT seq, received_at_ns, tenant, payload, ? FROM requests WHERE seq = ?",
+                "INSERT OR REPLACE INTO quarantine SELECT seq, coalesce(received_at_ns, 0), tenant, "
+                "coalesce(payload, x''), ? FROM requests WHERE seq = ?",
                 (reason, seq),
             )
             self._connection.execute("DELETE FROM requests WHERE seq = ?", (seq,))
         self._quarantined += 1
+        self._payload_bytes -= freed
 
     def quarantined(self) -> list[tuple[int, str]]:
         """(seq, reason) of the requests that were put aside."""
@@ -174,6 +236,29 @@ class Spool:
         """Prove that a request of this size could be stored: write as many bytes to disk, in a place of their own."""
         with self._transaction():
             self._connection.execute("INSERT OR REPLACE INTO probe VALUES (1, randomblob(?))", (size_bytes,))
+
+    def damage(self) -> str | None:
+        """What SQLite finds wrong with the file as a whole, None where nothing. Reads all of it."""
+        unknown = self._one(
+            f"SELECT count(*) FROM sqlite_master WHERE sql NOT IN ({', '.join('?' * len(_SCHEMA))})", _STORED
+        )
+        if unknown:
+            return "it has tables that no spool has"
+        with self._lock:
+            found = str(self._connection.execute("PRAGMA quick_check(1)").fetchone()[0])
+        return None if found == "ok" else found
+
+    def restore(self, spool_id: str | None, rows: Sequence[Row], answers: Sequence[tuple[bytes, int, str]]) -> None:
+        """Fill a new spool with what another one held: rows as they are, digests as if stored now."""
+        with self._transaction():
+            if spool_id is not None:
+                self._connection.execute("UPDATE identity SET spool_id = ?", (spool_id,))
+            self._connection.executemany(
+                "INSERT INTO requests VALUES (?, ?, ?, ?, ?)",
+                [(row.seq, row.received_at_ns, row.tenant, row.payload, row.checksum) for row in rows],
+            )
+            slot, _ = self._rotate(time.time_ns())
+            self._connection.executemany(f"INSERT OR IGNORE INTO digests_{slot} VALUES (?, ?, ?)", answers)
 
     def close(self) -> None:
         """Close the file. Safe to call twice."""
@@ -194,12 +279,21 @@ class Spool:
 
     def _rotate(self, now_ns: int) -> tuple[int, int]:
         """The young generation (slot, start), after starting a new one where it is a window old."""
-        if now_ns - self._generation_started_at_ns < self._window_ns:
+        age_ns = now_ns - self._generation_started_at_ns
+        if 0 <= age_ns < self._window_ns:
             return self._generation_slot, self._generation_started_at_ns
+        if age_ns < 0:  # the clock was set back: its new time is the start, else the generation would never end
+            return self._generation_slot, self._restart_generation(now_ns)
         slot = 1 - self._generation_slot
         self._connection.execute(f"DELETE FROM digests_{slot}")
         self._connection.execute("INSERT OR REPLACE INTO generations VALUES (?, ?)", (slot, now_ns))
         return slot, now_ns
+
+    def _restart_generation(self, now_ns: int) -> int:
+        older_ns = now_ns - self._window_ns
+        self._connection.execute("UPDATE generations SET started_at_ns = min(started_at_ns, ?)", (older_ns,))
+        self._connection.execute("INSERT OR REPLACE INTO generations VALUES (?, ?)", (self._generation_slot, now_ns))
+        return now_ns
 
     def _generation(self) -> tuple[int, int]:
         row = self._connection.execute(
@@ -216,3 +310,16 @@ class Spool:
 
     def _one(self, sql: str, parameters: tuple[object, ...] = ()) -> int:
         return int(self._connection.execute(sql, parameters).fetchone()[0] or 0)
+
+
+def _whole_row(seq: int, received_at_ns: object, tenant: object, payload: object, checksum: object) -> Row | None:
+    """The row of these columns; None where they are not as they were written."""
+    match received_at_ns, tenant, payload, checksum:
+        case int(), bytes() | None, bytes(), bytes():
+            try:
+                text = None if tenant is None else tenant.decode()
+                row = Row(seq, received_at_ns, text, payload, checksum)
+                return row if is_whole(row) else None
+            except (UnicodeDecodeError, struct.error):
+                return None
+    return None

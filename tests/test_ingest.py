@@ -22,7 +22,7 @@ from collector.ingest import Ingest
 from collector.lake.lake import Lake, Transaction
 from collector.lake.location import locate
 from collector.pipeline import Accepted, TraceRequest
-from collector.spool import Spool
+from collector.spool import Spool, checksum_of, digest_of
 
 
 def payload(names: list[str], trace_id: bytes = b"\1" * 16, bad_ids: int = 0) -> bytes:
@@ -224,8 +224,9 @@ def test_a_spooled_request_that_no_longer_decodes_is_put_aside(tmp_path: Path) -
     asyncio.run(ingest_all(config_of(tmp_path), [request(["a"])]))
     spool = Spool(location.spool, 3600)
     connection = sqlite3.connect(location.spool / "spool.sqlite")
-    rows = [(10, 1, None, payload(["b"])), (11, 1, None, b"\xff torn"), (12, 1, None, payload(["c"]))]
-    connection.executemany("INSERT INTO requests VALUES (?, ?, ?, ?)", rows)
+    for seq, content in ((10, payload(["b"])), (11, b"\xff torn"), (12, payload(["c"]))):
+        checksum = checksum_of(digest_of(TraceRequest(content, 1)), seq, 1)
+        connection.execute("INSERT INTO requests VALUES (?, 1, NULL, ?, ?)", (seq, content, checksum))
     connection.commit()
     spool.close()
     asyncio.run(ingest_all(config_of(tmp_path), []))

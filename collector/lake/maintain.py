@@ -176,7 +176,10 @@ def _expire_snapshots(lake: Lake, now: float) -> None:
 
 
 def _remove_orphans(lake: Lake, now: float) -> int:
-    """Remove files that a killed process left: old, and unknown to the catalog."""
+    """Remove files that a killed process left: old, and unknown to the catalog.
+
+    Under the commit lock: a file that looks old because the clock was set forward may be about to be registered.
+    """
     candidates = [
         path
         for path in lake.location.files.rglob("*")
@@ -184,10 +187,10 @@ def _remove_orphans(lake: Lake, now: float) -> int:
     ]
     if not candidates:
         return 0
-    with lake.read() as reader:
-        known = {name for (name,) in reader.rows(_KNOWN_FILES_SQL)}
-    orphans = [path for path in candidates if path.name not in known]
-    for path in orphans:
-        path.unlink(missing_ok=True)
-        log.info("removed %s: no snapshot refers to it", path.name)
+    with lake.maintenance() as connection:
+        known = {name for (name,) in connection.execute(_KNOWN_FILES_SQL).fetchall()}
+        orphans = [path for path in candidates if path.name not in known]
+        for path in orphans:
+            path.unlink(missing_ok=True)
+            log.info("removed %s: no snapshot refers to it", path.name)
     return len(orphans)
