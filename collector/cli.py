@@ -222,12 +222,15 @@ def validate(config_file: str | None, data: str | None) -> None:
     """Check the configuration without running anything.
 
     Prints the effective configuration as TOML, with the origin of each value that is not a default, or every
-    problem that it has.
+    problem that it has. TLS files must be there and fit together.
     """
+    from collector.receive.tls import Certificates
     from collector.settings import resolve
     from collector.settings_text import effective_toml
 
     settings = resolve(config_file, {"storage": {"data": data}}, os.environ)
+    if settings.config.tls.certificate:
+        Certificates(settings.config.tls)
     click.echo(effective_toml(settings.config, settings.origins))
     click.echo("valid", err=True)
 

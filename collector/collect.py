@@ -142,6 +142,7 @@ async def _listening(
         spool=stages.spool,
         sealer=stages.sealer,
         maintenance=stages.maintenance,
+        tenants=servers.tenants.tenants,
     )
     telemetry = TelemetryServers(config.telemetry, Metrics(sources), health)
     addresses = await telemetry.start()

@@ -24,7 +24,7 @@ from hypothesis import strategies as st
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from prometheus_client.parser import text_string_to_metric_families
 
-from collector.config import TelemetryConfig
+from collector.config import LimitsConfig, TelemetryConfig
 from collector.errors import InvalidRequestError, OperatorError, OverloadedError, RetryableError
 from collector.receive.refusals import Refusals
 from collector.telemetry.health import Health
@@ -120,10 +120,19 @@ def payload(spans: int, invalid: int = 0) -> bytes:
     return message.SerializeToString()
 
 
+def payload_over_a_limit() -> bytes:
+    """One span with one attribute too many."""
+    message = ExportTraceServiceRequest.FromString(payload(1))
+    for i in range(LimitsConfig().attributes_max + 1):
+        message.resource_spans[0].scope_spans[0].spans[0].attributes.add(key=f"key-{i}").value.int_value = i
+    return message.SerializeToString()
+
+
 def test_metrics_are_what_was_sent(start: Callable[..., Collector]) -> None:
     collector = start()
-    over_http = [payload(spans) for spans in (1, 20, 300)]
-    assert [collector.post(body) for body in over_http] == [200] * 3
+    over_http = [payload(spans) for spans in (1, 20, 299)]
+    over_http.append(payload_over_a_limit())
+    assert [collector.post(body) for body in over_http] == [200] * 4
     assert collector.post(over_http[1]) == 200
     assert collector.post(payload(5, invalid=2)) == 200
     with grpc.insecure_channel(collector.ready["grpc"]) as channel:
@@ -152,12 +161,14 @@ def test_metrics_are_what_was_sent(start: Callable[..., Collector]) -> None:
     assert value("spanlake_refused_requests_total", transport="http", reason="unsupported_media_type") == 1
     assert value("spanlake_deduplicated_requests_total") == 1
     assert value("spanlake_rejected_spans_total") == 2
-    assert value("spanlake_acknowledge_duration_seconds_count", transport="http") == 5
+    assert value("spanlake_acknowledge_duration_seconds_count", transport="http") == 6
     assert value("spanlake_acknowledge_duration_seconds_count", transport="grpc") == 2
     assert value("spanlake_acknowledge_duration_seconds_bucket", transport="grpc", le="+Inf") == 2
     assert 0 < value("spanlake_acknowledge_duration_seconds_sum", transport="grpc") < 60
     assert value("spanlake_commit_duration_seconds_count") == value("spanlake_seal_duration_seconds_count") >= 1
     assert value("spanlake_quarantined_requests") == 0
+    assert value("spanlake_tenant_spans_total", tenant="default") == 403
+    assert value("spanlake_cuts_total", part="attributes") == 1
     check_formats_and_paths(collector)
     check_log(collector.stop())
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import Counter
 from time import perf_counter
 
 from collector.pipeline import Accepted, TraceRequest, TraceSink
 from collector.telemetry.latency import Latencies
+
+TRANSPORTS = ("grpc", "http")
 
 
 class Acknowledged:
@@ -16,7 +18,7 @@ class Acknowledged:
         self._sink = sink
         self.spans: Counter[str] = Counter()
         """Durable spans by transport; those of a repeated request count once."""
-        self.latencies: defaultdict[str, Latencies] = defaultdict(Latencies)
+        self.latencies = {transport: Latencies() for transport in TRANSPORTS}
         """By transport, from a request received in full to its acknowledgement; refusals are not in it."""
 
     async def accept(self, request: TraceRequest) -> Accepted:

@@ -1,7 +1,7 @@
 """Prometheus metrics under the names of the OpenTelemetry Collector, and under spanlake_ what that has no name for.
 
 Every instrument is observed when it is scraped, from plain numbers that the stages count once a request or group:
-a scrape costs about a millisecond, and no span pays for it.
+a scrape costs a millisecond or two, 35 with 200 tenants, and no span pays for it.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from collector.maintenance import Maintenance
 from collector.receive.refusals import Refusals
 from collector.seal import Sealer
 from collector.spool import Spool
-from collector.telemetry.acknowledged import Acknowledged
+from collector.telemetry.acknowledged import TRANSPORTS, Acknowledged
 from collector.telemetry.latency import BOUNDS_SECONDS, Latencies
 from collector.tenants.counters import TenantCounts
 
@@ -92,7 +92,7 @@ def _one(read: Callable[[], float], labels: Labels | None = None) -> Observe:
 
 
 def _by_transport(counts: Mapping[str, int]) -> Observe:
-    return lambda: [(counts[name], {"receiver": "otlp", "transport": name}) for name in ("grpc", "http")]
+    return lambda: [(counts[name], {"receiver": "otlp", "transport": name}) for name in TRANSPORTS]
 
 
 def _observe_collector(meter: Meter, sources: Sources) -> None:
@@ -154,6 +154,10 @@ def _observe_spanlake(meter: Meter, sources: Sources) -> None:
             _one(lambda: ingest.deduplicated_requests),
         ),
         "spanlake_rejected_spans": ("Invalid spans in accepted requests.", _one(lambda: ingest.rejected_spans)),
+        "spanlake_cuts": (
+            "What spans had beyond a limit (section limits), by part.",
+            lambda: [(count, {"part": part}) for part, count in dict(ingest.cuts).items()],
+        ),
         "spanlake_merges": ("Merges of small files of the lake.", _one(lambda: maintenance.merges)),
         "spanlake_merged_files": ("Files that merges replaced.", _one(lambda: maintenance.merged_files)),
     }
@@ -219,12 +223,11 @@ class _Histograms:
 
     def collect(self) -> Iterator[Metric]:
         """For the registry."""
-        acknowledged = self._sources.acknowledged.latencies
         sealer = self._sources.sealer
         yield _family(
             "spanlake_acknowledge_duration_seconds",
             "From a request received in full to its acknowledgement.",
-            {transport: acknowledged[transport] for transport in ("grpc", "http")},
+            self._sources.acknowledged.latencies,
         )
         yield _family("spanlake_seal_duration_seconds", "Seals that succeeded.", {"": sealer.seal_latencies})
         yield _family(
