@@ -18,6 +18,7 @@ import grpc
 import pytest
 import trustme
 import uvloop
+from click.testing import CliRunner
 from cryptography.hazmat.primitives.serialization import (
     BestAvailableEncryption,
     Encoding,
@@ -34,6 +35,8 @@ from collector.errors import OperatorError
 from collector.pipeline import Accepted, TraceRequest
 from collector.receive.servers import Endpoints, Servers
 from collector.receive.tls import Certificates
+from collector.settings import resolve
+from dashboard.cli import main as spanlake
 
 PROTOCOLS = ["grpc", "http"]
 REFUSED_SECONDS = 0.5
@@ -207,6 +210,7 @@ def test_the_former_certificate_stays_until_the_new_one_works(files: Files, prot
         assert send(exporter(protocol, at, files, OTHER_CA))
 
 
+@pytest.mark.filterwarnings("ignore:ssl.TLSVersion.TLSv1")
 @pytest.mark.parametrize("protocol", PROTOCOLS)
 def test_versions_before_1_2_are_refused(files: Files, protocol: str) -> None:
     def version(at: Endpoints, newest: ssl.TLSVersion) -> str | None:
@@ -264,3 +268,35 @@ def test_files_that_cannot_be_used_are_named(files: Files, fault: str) -> None:
     with pytest.raises(OperatorError) as raised:
         Certificates(config)
     assert re.search(message, str(raised.value)), str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("environment", "message"),
+    [
+        ({"SPANLAKE_TLS_CERTIFICATE": "a.pem"}, r'tls\.certificate = "a\.pem" .*: expected tls\.key with it'),
+        ({"SPANLAKE_TLS_KEY": "a.key"}, r'tls\.key = "a\.key" .*: expected tls\.certificate with it'),
+        ({"SPANLAKE_TLS_CLIENT_CA": "ca.pem"}, r"tls\.client_ca = .*: expected tls\.certificate and tls\.key with it"),
+        ({"SPANLAKE_TELEMETRY_TRACES_ENDPOINT": "localhost:4317"}, r"telemetry\.traces_endpoint = .*: expected a URL"),
+        ({"SPANLAKE_TELEMETRY_TRACES_ENDPOINT": "http://[::1"}, r"telemetry\.traces_endpoint = .*: expected a URL"),
+        ({"SPANLAKE_TELEMETRY_METRICS": "8888"}, r"telemetry\.metrics = '8888': expected HOST:PORT"),
+        (
+            {"SPANLAKE_TELEMETRY_HEALTH": "127.0.0.1:4317"},
+            r"collector\.grpc.*telemetry\.health.*two different addresses",
+        ),
+        ({"SPANLAKE_TELEMETRY_LOG_FORMAT": "xml"}, r"telemetry\.log_format = .*auto, json or text"),
+        ({"SPANLAKE_COLLECTOR_CORS_ORIGINS": "app.example"}, r"collector\.cors_origins = .*https://app\.example:8443"),
+    ],
+)
+def test_settings_that_do_not_fit_are_told(environment: dict[str, str], message: str) -> None:
+    with pytest.raises(OperatorError) as raised:
+        resolve(None, {}, environment)
+    assert re.search(message, str(raised.value)), str(raised.value)
+
+
+def test_validate_reads_the_files(files: Files) -> None:
+    config = files.write_server(CA)
+    flags = {"SPANLAKE_TLS_CERTIFICATE": config.certificate, "SPANLAKE_TLS_KEY": config.key}
+    assert CliRunner(env=flags).invoke(spanlake, ["validate"]).exit_code == 0
+    refused = CliRunner(env=flags | {"SPANLAKE_TLS_KEY": files.path("none")}).invoke(spanlake, ["validate"])
+    assert refused.exit_code == 1
+    assert "tls.key = " in refused.output
