@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -67,39 +68,53 @@ def sql(sql: str, data: str | None, format_: str, output: Path | None, config_fi
     SQL is the statement itself, or `-` to read it from standard input. It may only read, and only the lake.
     Works while a collector runs, and while none does.
     """
+    if format_ == "parquet" and output is None and sys.stdout.isatty():
+        raise click.UsageError("a Parquet file does not suit a terminal: add --output FILE")
+    text = sys.stdin.read() if sql == "-" else sql
+    with _ctrl_c() as pressed, _progress_note("the query runs"):
+        _answer(text, data, format_, output, config_file, pressed)
+
+
+def _answer(
+    text: str, data: str | None, format_: str, output: Path | None, config_file: str | None, pressed: threading.Event
+) -> None:
     from collector.lake.location import locate
     from collector.lake.sandbox import open_sandbox
     from collector.results import WRITERS
     from collector.settings import load
 
     config = load(config_file, {"storage": {"data": data}})
-    text = sys.stdin.read() if sql == "-" else sql
-    if format_ == "parquet" and output is None and sys.stdout.isatty():
-        raise click.UsageError("a Parquet file does not suit a terminal: add --output FILE")
-    with (
-        _progress_note("the query runs"),
-        open_sandbox(locate(config.storage), config.query) as sandbox,
-        _opened(output) as stream,
-    ):
+    with open_sandbox(locate(config.storage), config.query) as sandbox, _opened(output) as stream:
 
-        def answer() -> None:
+        def write() -> None:
             with sandbox.run(text) as result:
                 WRITERS[format_](result, stream)
 
-        _run_interruptibly(answer, sandbox.interrupt)
+        _run_interruptibly(write, sandbox.interrupt, pressed)
 
 
-def _run_interruptibly(work: Callable[[], None], interrupt: Callable[[], None]) -> None:
-    """Do the work in a thread, so that Ctrl-C is heard while the database computes; end it by `interrupt` then."""
+@contextmanager
+def _ctrl_c() -> Iterator[threading.Event]:
+    """An event that Ctrl-C sets instead of raising KeyboardInterrupt, which an import or a destructor could swallow."""
+    pressed = threading.Event()
+    before = signal.signal(signal.SIGINT, lambda *_: pressed.set())
+    try:
+        yield pressed
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _run_interruptibly(work: Callable[[], None], interrupt: Callable[[], None], pressed: threading.Event) -> None:
+    """Do the work in a thread, since the database hears no signal while it computes; `interrupt` ends it."""
     with ThreadPoolExecutor(1) as pool:
         future = pool.submit(work)
-        try:
-            future.result()
-        except KeyboardInterrupt:
-            while not future.done():
+        while not future.done():
+            wait([future], INTERRUPT_SECONDS)
+            if pressed.is_set():
                 interrupt()
-                wait([future], INTERRUPT_SECONDS)
-            raise
+        if pressed.is_set():
+            raise click.Abort
+        future.result()
 
 
 @contextmanager

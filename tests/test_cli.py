@@ -205,7 +205,7 @@ def on_terminal(*arguments: object, keys: bytes = b"", until: bytes = b"") -> tu
 def test_a_long_query_says_so_on_a_terminal_and_stops_at_ctrl_c(lake_folder: Path) -> None:
     endless = "SELECT count(*) FROM range(1000000000000)"
     code, printed = on_terminal("sql", "--data", lake_folder, endless, keys=b"\x03", until=b"the query runs")
-    assert code == 1
+    assert code == 1, printed
     assert b"Aborted!" in printed
     assert b"Traceback" not in printed
 
