@@ -14,6 +14,7 @@ import subprocess
 import sys
 import threading
 import time
+import tomllib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -22,7 +23,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
 from google.rpc.status_pb2 import Status
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
@@ -38,6 +39,8 @@ from collector.config import (
 from collector.errors import InvalidRequestError, OperatorError
 from collector.lake.lake import Lake
 from collector.lake.location import locate
+from collector.settings import resolve
+from collector.settings_text import effective_toml
 from collector.tenants.counters import OTHERS, UNAUTHENTICATED, TenantCounters
 from collector.tenants.errors import PermissionDeniedError, UnauthenticatedError
 from collector.tenants.gate import LOOK_SECONDS, Gate, exposure_warning
@@ -67,6 +70,7 @@ def gate(folder: Path, enabled: bool = True, clock: Callable[[], float] = time.m
 # Names.
 
 
+@settings(deadline=None)
 @given(st.text(max_size=8) | st.text(st.sampled_from(REST), min_size=1, max_size=NAME_CHARS_MAX + 2))
 def test_a_name_is_what_the_rule_says_in_python_and_in_arrow(text: str) -> None:
     expected = 0 < len(text) <= NAME_CHARS_MAX and text[0] in FIRST and all(c in REST for c in text)
@@ -231,6 +235,38 @@ def test_the_command(tmp_path: Path) -> None:
         refused = run("add", *wrong, "--data", data)
         assert refused.returncode in (1, 2)
         assert "Traceback" not in refused.stderr
+
+
+# Configuration.
+
+
+def test_quotas_of_tenants_come_from_tables_and_from_the_environment(tmp_path: Path) -> None:
+    path = tmp_path / "spanlake.toml"
+    path.write_text('[quotas]\nburst_seconds = 5\n[quotas.tenants."acme/eu"]\nspans_per_second = 7\n')
+    settings = resolve(str(path), {}, {})
+    assert settings.config.quotas.tenants == {"acme/eu": TenantQuota(spans_per_second=7)}
+    written = effective_toml(settings.config, settings.origins)
+    assert tomllib.loads(written)["quotas"]["tenants"] == {"acme/eu": {"spans_per_second": 7}}
+    environ = {"SPANLAKE_QUOTAS_TENANTS": "{b = {bytes_per_second = 1.5}}"}
+    assert resolve(str(path), {}, environ).config.quotas.tenants == {"b": TenantQuota(bytes_per_second=1.5)}
+
+
+@pytest.mark.parametrize(
+    ("table", "told"),
+    [
+        ('[quotas.tenants."a b"]', 'quotas.tenants.a b = "a b" (file '),
+        ("[quotas.tenants.a]\nspans_per_second = -1", "quotas.tenants.a.spans_per_second = -1 (file "),
+        ("[quotas.tenants.a]\nspans = 'secret'", "quotas.tenants.a.spans (file "),
+        ("[quotas]\ntenants = 5", "quotas.tenants = 5 (file "),
+    ],
+)
+def test_a_bad_table_is_told(tmp_path: Path, table: str, told: str) -> None:
+    path = tmp_path / "spanlake.toml"
+    path.write_text(table)
+    with pytest.raises(OperatorError) as raised:
+        resolve(str(path), {}, {})
+    assert told in str(raised.value)
+    assert "secret" not in str(raised.value)
 
 
 # Counters.

@@ -10,7 +10,7 @@ import numpy as np
 import orjson
 import pyarrow as pa
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.proto.common.v1.common_pb2 import AnyValue, KeyValue
@@ -66,6 +66,7 @@ def row(message: ExportTraceServiceRequest) -> tuple[dict[str, Any], dict[str, i
     return span | {"attributes": dict(span["attributes"])}, dict(found.cuts)
 
 
+@settings(deadline=None)
 @given(st.text(max_size=40), st.integers(0, 60))
 def test_a_cut_keeps_as_many_whole_characters_as_fit(text: str, most: int) -> None:
     short = cut(text, most)

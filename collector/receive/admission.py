@@ -15,8 +15,8 @@ HEADROOM = 0.25
 class _Bound:
     """One quantity, shared by accounts max-min fairly: what some do not need, others may have.
 
-    The whole bound is for whoever comes. Beyond it, into the headroom, goes only an account that holds no more than
-    the bound divided by the accounts that hold anything: so the others are refused first, as long as it is full.
+    The whole bound is for whoever comes. Beyond it, into the headroom, goes only an account that holds nothing yet, or
+    will hold no more than the bound divided by the accounts that hold anything: so the others are refused first.
     """
 
     def __init__(self, most: int) -> None:
@@ -30,8 +30,8 @@ class _Bound:
         if total <= self.most:
             return True
         own = self._by_account.get(account, 0)
-        accounts = len(self._by_account) + (own == 0)
-        return total <= self.most * (1 + HEADROOM) and own + amount <= self.most / accounts
+        is_under_share = own == 0 or own + amount <= self.most / len(self._by_account)
+        return is_under_share and total <= self.most * (1 + HEADROOM)
 
     def add(self, account: str, amount: int) -> None:
         """Count so much more, or less where it is negative."""

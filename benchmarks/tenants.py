@@ -1,0 +1,231 @@
+"""What one tenant's overload does to the others: refusals and acknowledgement latency, quiet against noisy.
+
+    python -m benchmarks.tenants [--scenario quota|shares|flood] [--rate SPANS_PER_SECOND] [--seconds 5] [--rounds 3]
+
+A real collector over gRPC, tenants by header. Quiet tenants send at a steady pace throughout; in every second phase
+one more tenant joins, from a process of its own:
+- quota: it sends 20 times the pace of each of the others without waiting for answers, where 1.5 times is its quota;
+- shares: the same without any quota;
+- flood: as much as is answered, with 64 requests in flight that are sent again 10 ms after a refusal, whatever that
+  said, without any quota, where 8 MiB may be pending.
+Phases alternate, so that what else the machine does falls on both alike.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+import grpc
+import psutil
+
+from benchmarks.ingest import EXPORT, percentile
+from benchmarks.machine import describe
+from benchmarks.traffic import Traffic
+
+QUIET_TENANTS = 7
+FACTOR = 20
+QUOTA_FACTOR = 1.5
+FLOOD_IN_FLIGHT = 64
+FLOOD_BOUNDS = {"SPANLAKE_COLLECTOR_PENDING_BYTES_MAX": str(8 * 2**20)}
+
+
+class Results:
+    """Latencies of acknowledgements in milliseconds, and refusals by code."""
+
+    def __init__(self) -> None:
+        self.latencies_ms: list[float] = []
+        self.refusals: dict[str, int] = {}
+
+    def refuse(self, code: str) -> None:
+        self.refusals[code] = self.refusals.get(code, 0) + 1
+
+
+class Quiet(threading.Thread):
+    """A tenant at a steady pace, one request after the other."""
+
+    def __init__(self, number: int, endpoint: str, arguments: argparse.Namespace, phase: list[str]) -> None:
+        super().__init__(daemon=True)
+        self._tenant = f"quiet-{number}"
+        self._endpoint = endpoint
+        self._pause = arguments.spans_per_request / arguments.rate
+        self._offset = self._pause * number / QUIET_TENANTS
+        self._traffic = Traffic(arguments.spans_per_request, arguments.spans_per_request * 8, number)
+        self._phase = phase
+        self.results = {"quiet": Results(), "noisy": Results()}
+
+    def run(self) -> None:
+        channel = grpc.insecure_channel(self._endpoint, [("grpc.use_local_subchannel_pool", 1)])
+        send = channel.unary_unary(EXPORT)
+        due = time.monotonic() + self._offset
+        for payload in self._traffic:
+            time.sleep(max(0.0, due - time.monotonic()))
+            due += self._pause
+            phase = self._phase[0]
+            if phase == "end":
+                return
+            started = time.monotonic()
+            try:
+                send(payload, metadata=[("x-scope-orgid", self._tenant)], timeout=30)
+            except grpc.RpcError as error:
+                if phase in self.results:
+                    self.results[phase].refuse(error.code().name)
+            else:
+                if phase in self.results:
+                    self.results[phase].latencies_ms.append((time.monotonic() - started) * 1e3)
+
+
+async def make_noise(arguments: argparse.Namespace) -> None:
+    """The noisy tenant's process: for each line of standard input one phase, and a line of JSON about it."""
+    traffic = iter(Traffic(arguments.spans_per_request, arguments.spans_per_request * 8, 99))
+    results = Results()
+    flood = arguments.scenario == "flood"
+    async with grpc.aio.insecure_channel(arguments.endpoint) as channel:
+        send = channel.unary_unary(EXPORT)
+
+        async def one() -> None:
+            started = time.monotonic()
+            try:
+                await send(next(traffic), metadata=[("x-scope-orgid", "noisy")], timeout=30)
+            except grpc.aio.AioRpcError as error:
+                results.refuse(error.code().name)
+                await asyncio.sleep(0.01 if flood else 0.0)
+            else:
+                results.latencies_ms.append((time.monotonic() - started) * 1e3)
+
+        async def repeat(until: float) -> None:
+            while time.monotonic() < until:
+                await one()
+
+        print("ready", flush=True)
+        while sys.stdin.readline():
+            until = time.monotonic() + arguments.seconds
+            if flood:
+                await asyncio.gather(*(repeat(until) for _ in range(FLOOD_IN_FLIGHT)))
+            else:
+                await pace(one, arguments.spans_per_request / (FACTOR * arguments.rate), until)
+            print(json.dumps({"latencies_ms": results.latencies_ms, "refusals": results.refusals}), flush=True)
+            results.latencies_ms, results.refusals = [], {}
+
+
+async def pace(one, pause: float, until: float) -> None:
+    tasks = set()
+    due = time.monotonic()
+    while due < until:
+        await asyncio.sleep(max(0.0, due - time.monotonic()))
+        due += pause
+        task = asyncio.create_task(one())
+        tasks.add(task)
+        task.add_done_callback(tasks.discard)
+    await asyncio.gather(*tasks)
+
+
+def environment(arguments: argparse.Namespace) -> dict[str, str]:
+    changes = {"SPANLAKE_TELEMETRY_METRICS": "", "SPANLAKE_TELEMETRY_HEALTH": ""}
+    if arguments.scenario == "quota":
+        changes |= {"SPANLAKE_QUOTAS_SPANS_PER_SECOND": str(QUOTA_FACTOR * arguments.rate)}
+        changes |= {"SPANLAKE_QUOTAS_BURST_SECONDS": "1"}
+    if arguments.scenario == "flood":
+        changes |= FLOOD_BOUNDS
+    return os.environ | changes
+
+
+def measure(arguments: argparse.Namespace) -> dict[str, object]:
+    with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
+        command = [sys.executable, "-m", "dashboard.cli", "collect", "--data", str(Path(folder) / "data")]
+        collector = subprocess.Popen(
+            [*command, "--grpc", "127.0.0.1:0", "--http", "127.0.0.1:0"],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            env=environment(arguments),
+        )
+        try:
+            endpoint = json.loads(collector.stdout.readline())["grpc"]
+            return phases(arguments, endpoint, psutil.Process(collector.pid))
+        finally:
+            collector.terminate()
+            collector.wait()
+
+
+def phases(arguments: argparse.Namespace, endpoint: str, collector: psutil.Process) -> dict[str, object]:
+    phase = ["warm up"]
+    tenants = [Quiet(i, endpoint, arguments, phase) for i in range(QUIET_TENANTS)]
+    noise = subprocess.Popen(
+        [sys.executable, "-m", "benchmarks.tenants", *sys.argv[1:], "--endpoint", endpoint],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    noise.stdout.readline()
+    for tenant in tenants:
+        tenant.start()
+    time.sleep(2)
+    noisy, cores = Results(), {"quiet": 0.0, "noisy": 0.0}
+    for _ in range(arguments.rounds):
+        for name in ("quiet", "noisy"):
+            before = sum(collector.cpu_times()[:2])
+            phase[0] = name
+            if name == "noisy":
+                noise.stdin.write("go\n")
+                noise.stdin.flush()
+            time.sleep(arguments.seconds)
+            phase[0] = "between"
+            cores[name] += (sum(collector.cpu_times()[:2]) - before) / arguments.seconds / arguments.rounds
+            if name == "noisy":
+                found = json.loads(noise.stdout.readline())
+                noisy.latencies_ms += found["latencies_ms"]
+                for code, count in found["refusals"].items():
+                    noisy.refusals[code] = noisy.refusals.get(code, 0) + count
+            time.sleep(1)
+    phase[0] = "end"
+    for tenant in tenants:
+        tenant.join()
+    noise.stdin.close()
+    noise.wait()
+    return table(tenants, noisy, cores)
+
+
+def table(tenants: list[Quiet], noisy: Results, cores: dict[str, float]) -> dict[str, object]:
+    rows: dict[str, object] = {}
+    for name in ("quiet", "noisy"):
+        all_ms = [ms for tenant in tenants for ms in tenant.results[name].latencies_ms]
+        refused = sum(sum(tenant.results[name].refusals.values()) for tenant in tenants)
+        rows[f"others, {name} phases"] = row(all_ms, refused) + f", collector {cores[name]:.2f} cores"
+    rows["noisy tenant"] = f"{row(noisy.latencies_ms, sum(noisy.refusals.values()))} {noisy.refusals}"
+    return rows
+
+
+def row(latencies_ms: list[float], refused: int) -> str:
+    if not latencies_ms:
+        return f"0 acknowledged, {refused} refused"
+    p50, p99 = (percentile(latencies_ms, q) for q in (0.5, 0.99))
+    return f"{len(latencies_ms)} acknowledged, {refused} refused, p50 {p50:.1f} ms, p99 {p99:.1f} ms"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--scenario", choices=("quota", "shares", "flood"), default="quota")
+    parser.add_argument("--rate", type=float, default=1500, help="spans per second of each quiet tenant")
+    parser.add_argument("--spans-per-request", type=int, default=512)
+    parser.add_argument("--seconds", type=float, default=5, help="length of a phase")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--folder", default=None, help="where the data folder is made; default: the temporary folder")
+    parser.add_argument("--endpoint", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.endpoint:
+        asyncio.run(make_noise(arguments))
+        return
+    for name, value in ({"scenario": arguments.scenario} | measure(arguments) | describe()).items():
+        print(f"{name:24} {value}")
+
+
+if __name__ == "__main__":
+    main()
