@@ -1,6 +1,6 @@
 """Ingest end to end: spans per CPU-second of the whole collector process, acknowledgement latency, delay to queries.
 
-    python benchmarks/ingest.py [--seconds 20] [--spans-per-request 512] [--protocol grpc|http] [--rate SPANS_PER_SECOND]
+    python -m benchmarks.ingest [--seconds 20] [--spans-per-request 512] [--protocol grpc|http] [--rate SPANS_A_SECOND]
 
 The collector runs as `spanlake collect` in a process of its own. What is counted is its CPU time (user and system)
 from the first request until everything is sealed and it has stopped: receive, decode, spool, write, commit, merge.
@@ -10,6 +10,7 @@ Without --rate as fast as the collector answers; with it, at that pace, which is
 from __future__ import annotations
 
 import argparse
+import http.client
 import json
 import statistics
 import subprocess
@@ -20,11 +21,10 @@ import time
 from pathlib import Path
 
 import grpc
-import http.client
 import psutil
 
-from benchmarks.traffic import Traffic
 from benchmarks.machine import describe
+from benchmarks.traffic import Traffic
 from collector.config import StorageConfig
 from collector.lake.lake import Lake
 from collector.lake.location import locate

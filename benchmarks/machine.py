@@ -13,7 +13,8 @@ PACKAGES = ("duckdb", "polars", "pyarrow", "ptars", "grpcio")
 
 def describe() -> dict[str, object]:
     """Machine, versions, date and commit as a flat mapping."""
-    model = [line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line]
+    processors = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    model = [line.split(":")[1].strip() for line in processors if "model name" in line]
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
     return {
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),

@@ -28,7 +28,7 @@ def attribute(key: str, value: str | bool | int | float) -> KeyValue:
 
 
 def request(rng: random.Random, spans: int, start_ns: int) -> ExportTraceServiceRequest:
-    """One request of one resource with `spans` spans, ten attributes each: 5 texts, 2 integers, 2 booleans, 1 double."""
+    """One request of one resource: `spans` spans of ten attributes, 5 texts, 2 integers, 2 booleans, 1 double."""
     message = ExportTraceServiceRequest()
     resource_spans = message.resource_spans.add()
     region = rng.choice(REGIONS)
