@@ -7,7 +7,7 @@ INSTALLED := $(VENV)/.installed
 LOCK_VENV := build/lock-venv
 PYTEST_ARGS ?=
 
-.PHONY: help setup demo up test javascript exporters docs lock
+.PHONY: help setup demo up test javascript exporters faults docs lock
 
 help:
 	@echo "make setup   install everything into $(VENV), exactly as locked"
@@ -16,6 +16,7 @@ help:
 	@echo "make test    lint, types and tests (PYTEST_ARGS='-k sandbox' runs some of them)"
 	@echo "make javascript  install the exporter of JavaScript, for tests"
 	@echo "make exporters  build real exporters of JavaScript, Go and Java, and test with all of them"
+	@echo "make faults  kill the collector KILLS=50 times under load, then at every step, and print what came of it"
 	@echo "make docs    write the generated parts of docs/ anew"
 	@echo "make lock    resolve the dependencies anew into requirements.lock"
 
@@ -53,6 +54,12 @@ exporters: setup javascript
 	cd $(APPLICATIONS)/go && go build -o $(CURDIR)/build/exporters/go .
 	mvn --quiet --batch-mode --file $(APPLICATIONS)/java/pom.xml package
 	EXPORTERS=all $(BIN)/pytest tests/test_foreign_exporters.py $(PYTEST_ARGS)
+
+KILLS ?= 50
+
+faults: setup
+	KILLS=$(KILLS) $(BIN)/pytest tests/test_faults_kill.py --timeout 3600 -s $(PYTEST_ARGS)
+	FAULTS=all $(BIN)/pytest tests/test_faults_*.py $(PYTEST_ARGS)
 
 docs: setup
 	$(BIN)/python docs/generate.py

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import datetime
 from importlib.metadata import version
+from pathlib import Path
 from platform import python_version
 
 from collector.lake import engine
@@ -45,6 +46,27 @@ def lake_status(reader: Reader) -> LakeStatus:
         tables=tuple(TableStatus(name, int(files), int(size or 0)) for name, files, size in tables),
         schema_version=int(reader.row("SELECT max(version) FROM schema_version")[0]),
     )
+
+
+def damaged_files(reader: Reader) -> list[Path]:
+    """Live data files that are missing, or not of the size that the catalog has. Looks at sizes, not into files."""
+    tables = reader.rows(f"SELECT table_name FROM {engine.CATALOG}.table_info() ORDER BY table_name")
+    return [
+        Path(file)
+        for (table,) in tables
+        for file, size_bytes in reader.rows(
+            "SELECT data_file, data_file_size_bytes FROM ducklake_list_files(?, ?) ORDER BY data_file",
+            [engine.CATALOG, table],
+        )
+        if _size_bytes(Path(file)) != size_bytes
+    ]
+
+
+def _size_bytes(file: Path) -> int:
+    try:
+        return file.stat().st_size
+    except FileNotFoundError:
+        return -1
 
 
 def spool_bytes(location: Location) -> int:
