@@ -42,7 +42,7 @@ log = logging.getLogger(__name__)
 
 # A merge on two threads takes more than twice the CPU time of one on one thread, and twice its memory.
 _LAKE_THREADS = 1
-_LAKE_BYTES_MAX = 256 * 2**20
+_LAKE_BYTES_MAX = 128 * 2**20
 
 
 @dataclass(frozen=True)

@@ -41,14 +41,14 @@ class CollectorConfig(Section):
         128 * 2**20, ge=2**20, description="bytes received and not yet spooled; beyond: retryable refusal"
     )
     unsealed_bytes_max: int = Field(
-        192 * 2**20, ge=2**20, description="bytes of decoded spans kept for the seal; beyond: read back from the spool"
+        96 * 2**20, ge=2**20, description="bytes of decoded spans kept for the seal; beyond: read back from the spool"
     )
     spool_bytes_max: int = Field(
         8 * 2**30, ge=2**20, description="bytes in the spool, not yet in the lake; beyond: retryable refusal"
     )
     spool_group_bytes_max: int = Field(8 * 2**20, ge=2**16, description="bytes of requests spooled in one fsync")
     seal_interval_seconds: float = Field(1.0, gt=0, le=60, description="time between commits to the lake")
-    seal_spans_max: int = Field(200_000, ge=1, description="spans after which a commit does not wait for the interval")
+    seal_spans_max: int = Field(100_000, ge=1, description="spans after which a commit does not wait for the interval")
     dedup_window_seconds: float = Field(3600.0, ge=0, description="how long a repeated request is recognised")
     merge_interval_seconds: float = Field(10.0, gt=0, description="time between looks for small files to merge")
     stop_timeout_seconds: float = Field(30.0, gt=0, description="time for a graceful stop")

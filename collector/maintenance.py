@@ -20,7 +20,6 @@ class Maintenance:
 
     def __init__(self, lake: Lake, interval_seconds: float, tracing: Tracing) -> None:
         self._lake = lake
-        self._merger = maintain.Merger(lake, "spans")
         self._interval_seconds = interval_seconds
         self._tracing = tracing
         self._stopping = threading.Event()
@@ -61,7 +60,7 @@ class Maintenance:
     def _merge_all(self) -> None:
         while not self._stopping.is_set():
             started_at_ns = time.time_ns()
-            files = self._merger.step()
+            files = maintain.merge_once(self._lake, "spans")
             if not files:
                 return
             self.merges += 1

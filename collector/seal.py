@@ -239,7 +239,7 @@ class Sealer:
             self.failed_spans += attempt.spans
 
     def _write(self, spans: pa.Table, resources: pa.Table, attempt: _Attempt) -> None:
-        segment = write_segment(spans.unify_dictionaries(), self._folder) if spans.num_rows else None
+        segment = write_segment(spans.unify_dictionaries().combine_chunks(), self._folder) if spans.num_rows else None
         try:
             self._commit(segment, resources, attempt)
         except BaseException:

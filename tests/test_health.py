@@ -212,7 +212,7 @@ def test_merges_that_fail(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     def fail(*_: object) -> int:
         raise RuntimeError("no merge today")
 
-    monkeypatch.setattr("collector.maintenance.maintain.Merger.step", fail)
+    monkeypatch.setattr("collector.maintenance.maintain.merge_once", fail)
 
     async def work(_stages: Stages, health: Health, _location: Location) -> None:
         report = await awaited(health, State.DEGRADED)

@@ -1,7 +1,7 @@
 """Keeps the lake's files few and its folder clean, in bites short enough that a commit never waits long.
 
-A merge holds the commit lock while it rewrites, so each rewrites about what this machine does in
-`BITE_SECONDS`. Files rise through size tiers, each TIER_FILES times the one below and merged once it has that many
+A merge holds the commit lock while it rewrites, so each makes one file of at most `MERGED_BYTES_MAX`.
+Files rise through size tiers, each TIER_FILES times the one below and merged once it has that many
 files, so a span is rewritten at most once a tier; segments of a busy collector start in the highest.
 """
 
@@ -10,7 +10,6 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from collector.lake import engine
 from collector.lake.lake import Lake
@@ -18,10 +17,7 @@ from collector.lake.segments import TEMPORARY_SUFFIX
 
 log = logging.getLogger(__name__)
 
-BITE_SECONDS = 0.5
-BITE_BYTES_MIN = 2 * 2**20
-BITE_BYTES_MAX = 16 * 2**20
-BITE_FILES_MAX = 64
+MERGED_BYTES_MAX = 12 * 10**6
 TIER_BYTES: tuple[tuple[int, int], ...] = ((0, 2**17), (2**17, 2**20), (2**20, 2**23))
 TIER_FILES = 8
 FILES_GRACE_SECONDS = 600.0
@@ -50,16 +46,6 @@ UNION ALL SELECT parse_filename(path) FROM {_METADATA}.ducklake_files_scheduled_
 """
 
 
-@dataclass(frozen=True)
-class Bite:
-    """A merge of the `files` oldest files of sizes in [bytes_min, bytes_max), `bytes` in sum."""
-
-    files: int
-    bytes: int
-    bytes_min: int
-    bytes_max: int
-
-
 def configure(lake: Lake) -> None:
     """Set how DuckLake writes merged files; kept in the catalog."""
     options = {
@@ -67,7 +53,7 @@ def configure(lake: Lake) -> None:
         "parquet_compression_level": "1",
         "parquet_version": "2",
         "parquet_row_group_size": "40960",
-        "target_file_size": "32MB",
+        "target_file_size": f"{MERGED_BYTES_MAX // 10**6}MB",
     }
     with lake.read() as reader:
         present = dict(reader.rows(f"SELECT option_name, value FROM {engine.CATALOG}.options() WHERE scope = 'GLOBAL'"))
@@ -78,46 +64,28 @@ def configure(lake: Lake) -> None:
             transaction.execute(f"CALL {engine.CATALOG}.set_option(?, ?)", [name, value])
 
 
-def plan(sizes: Sequence[int], bite_bytes_max: int) -> Bite | None:
-    """The next merge for files of these sizes in bytes, oldest first; None where none is due. Pure."""
+def plan(sizes: Sequence[int]) -> tuple[int, int] | None:
+    """The tier [bytes_min, bytes_max) to merge next for files of these sizes in bytes; None where none is due. Pure."""
     for bytes_min, bytes_max in TIER_BYTES:
-        tier = [size for size in sizes if bytes_min <= size < bytes_max]
-        if len(tier) < TIER_FILES:
-            continue
-        files = total = 0
-        for size in tier[:BITE_FILES_MAX]:
-            if files >= 2 and total + size > bite_bytes_max:
-                break
-            files, total = files + 1, total + size
-        return Bite(files, total, bytes_min, bytes_max)
+        if sum(bytes_min <= size < bytes_max for size in sizes) >= TIER_FILES:
+            return bytes_min, bytes_max
     return None
 
 
-class Merger:
-    """Merges the small files of a table bite by bite, and learns how large a bite this machine does in time."""
-
-    def __init__(self, lake: Lake, table: str) -> None:
-        self._lake = lake
-        self._table = table
-        self._bite_bytes_max = BITE_BYTES_MAX // 4
-
-    def step(self) -> int:
-        """Do the next due merge; return how many files went in, 0 where none was due. Raises duckdb.Error."""
-        with self._lake.read() as reader:
-            bite = plan([size for (size,) in reader.rows(_LIVE_FILES_SQL, [self._table])], self._bite_bytes_max)
-        if bite is None:
-            return 0
-        with self._lake.maintenance() as connection:
-            started = time.monotonic()
-            merged = connection.execute(
-                "CALL ducklake_merge_adjacent_files("
-                "?, ?, max_compacted_files => ?, min_file_size => ?, max_file_size => ?)",
-                [engine.CATALOG, self._table, bite.files, bite.bytes_min, bite.bytes_max],
-            ).fetchall()
-            seconds = time.monotonic() - started
-        in_time = int(bite.bytes / max(seconds, 1e-3) * BITE_SECONDS)
-        self._bite_bytes_max = min(BITE_BYTES_MAX, max(BITE_BYTES_MIN, (self._bite_bytes_max + in_time) // 2))
-        return sum(int(row[2]) for row in merged)
+def merge_once(lake: Lake, table: str) -> int:
+    """Do the next due merge of `table`; return how many files went in, 0 where none was due. Raises duckdb.Error."""
+    with lake.read() as reader:
+        tier = plan([size for (size,) in reader.rows(_LIVE_FILES_SQL, [table])])
+    if tier is None:
+        return 0
+    with lake.maintenance() as connection:
+        # DuckLake's max_compacted_files counts the files that come out.
+        merged = connection.execute(
+            "CALL ducklake_merge_adjacent_files("
+            "?, ?, max_compacted_files => 1, min_file_size => ?, max_file_size => ?)",
+            [engine.CATALOG, table, *tier],
+        ).fetchall()
+    return sum(int(row[2]) for row in merged)
 
 
 def clean(lake: Lake, now: float | None = None) -> int:

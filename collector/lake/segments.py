@@ -30,7 +30,7 @@ def write_segment(table: pa.Table, folder: Path) -> Path:
                 compression_level=1,
                 use_dictionary=_dictionary_columns(table.schema),
                 column_encoding=_encodings(table.schema),
-                row_group_size=131_072,
+                row_group_size=40_960,
                 store_schema=False,
             )
             file.flush()
