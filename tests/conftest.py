@@ -17,10 +17,6 @@ import pytest
 
 START_SECONDS = 20.0
 
-# Collectors of tests that run side by side take free ports for their metrics and health.
-os.environ.setdefault("SPANLAKE_TELEMETRY_METRICS", "127.0.0.1:0")
-os.environ.setdefault("SPANLAKE_TELEMETRY_HEALTH", "127.0.0.1:0")
-
 
 @contextmanager
 def _system_server(program: str, *arguments: str, port: int, folder: Path) -> Iterator[int]:

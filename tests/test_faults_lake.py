@@ -6,9 +6,11 @@ import asyncio
 import fcntl
 import os
 import sqlite3
+import subprocess
+import sys
 import time
-from collections.abc import Awaitable, Callable
-from contextlib import closing
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import duckdb
@@ -74,12 +76,32 @@ def stored(location: Location) -> list[str]:
         return [name for (name,) in reader.rows("SELECT name FROM spans ORDER BY name")]
 
 
+LOCKER = """
+import sqlite3, sys
+connection = sqlite3.connect(sys.argv[1], isolation_level=None, timeout=30)
+connection.execute("BEGIN EXCLUSIVE")
+print("locked", flush=True)
+sys.stdin.read()
+"""
+
+
+@contextmanager
+def locked_by_another_program(catalog: Path) -> Iterator[None]:
+    """A process of its own: a second SQLite library in this one would drop the locks of DuckDB's."""
+    command = [sys.executable, "-c", LOCKER, str(catalog)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as locker:
+        assert locker.stdout is not None
+        assert locker.stdout.readline() == "locked\n"
+        yield
+        assert locker.stdin is not None
+        locker.stdin.close()
+
+
 def test_a_catalog_locked_by_another_program_delays_seals_and_no_answer(location: Location) -> None:
     async def scenario(ingest: Ingest, sealer: Sealer) -> None:
         assert await ingest.accept(request("before")) == Accepted()
         await sealed(sealer)
-        with closing(sqlite3.connect(location.catalog, isolation_level=None)) as other:
-            other.execute("BEGIN EXCLUSIVE")
+        with locked_by_another_program(location.catalog):
             for i in range(5):
                 assert await ingest.accept(request(f"locked {i}")) == Accepted()
             while not is_held(location.commit_lock):  # by a seal that waits
