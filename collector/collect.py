@@ -40,7 +40,7 @@ from collector.tenants.gate import Gate, exposure_warning
 
 log = logging.getLogger(__name__)
 
-# A merge on two threads takes more than twice the CPU time of one on one thread, and twice its memory.
+# Commits and small reads are all that the collector itself asks of DuckDB.
 _LAKE_THREADS = 1
 _LAKE_BYTES_MAX = 128 * 2**20
 
@@ -75,7 +75,7 @@ def open_stages(config: Config, location: Location, tracing: Tracing) -> Iterato
         stack.callback(spool.close)
         sealer = Sealer(config.collector, Decoder(config.mapping, config.limits), spool, lake, tracing)
         ingest = Ingest(config.collector, Decoder(config.mapping, config.limits), spool, sealer, tracing)
-        maintenance = Maintenance(lake, config.collector.merge_interval_seconds, tracing)
+        maintenance = Maintenance(lake, config.storage, config.collector.merge_interval_seconds, tracing)
         sealer.start()
         stack.callback(sealer.stop)
         stack.callback(ingest.stop)

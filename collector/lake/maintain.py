@@ -72,10 +72,15 @@ def plan(sizes: Sequence[int]) -> tuple[int, int] | None:
     return None
 
 
+def due(lake: Lake, table: str) -> tuple[int, int] | None:
+    """The tier of `table` to merge next, as `plan` says it. Raises duckdb.Error."""
+    with lake.read() as reader:
+        return plan([size for (size,) in reader.rows(_LIVE_FILES_SQL, [table])])
+
+
 def merge_once(lake: Lake, table: str) -> int:
     """Do the next due merge of `table`; return how many files went in, 0 where none was due. Raises duckdb.Error."""
-    with lake.read() as reader:
-        tier = plan([size for (size,) in reader.rows(_LIVE_FILES_SQL, [table])])
+    tier = due(lake, table)
     if tier is None:
         return 0
     with lake.maintenance() as connection:
