@@ -40,6 +40,9 @@ def collect(data: str | None, grpc: str | None, http: str | None, config_file: s
     Prints one line of JSON with its addresses when it is ready. SIGTERM or Ctrl-C stops it: what was received
     is answered and stored first.
     """
+    from collector.footprint import reduce_footprint
+
+    reduce_footprint()
     from collector import collect as collecting
     from collector.settings import load
     from collector.telemetry import logs
