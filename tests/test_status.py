@@ -20,7 +20,7 @@ def status(folder: Path) -> dict[str, Any]:
 
 def test_a_lake_at_rest(lake_folder: Path) -> None:
     found = status(lake_folder)
-    assert found["spans"] == 3000
+    assert found["spans"] == 20_000
     assert found["latest_span"].endswith("Z")
     assert found["collector"] == {"running": False, "pid": None, "grpc": None, "http": None}
     assert found["jobs"]["running"] is False
@@ -37,7 +37,7 @@ def test_a_lake_at_rest(lake_folder: Path) -> None:
 
 def test_the_text_form_says_the_same(lake_folder: Path) -> None:
     done = subprocess.run([SPANLAKE, "status", "--data", lake_folder], capture_output=True, text=True, check=True)
-    assert "spans      3,000, the latest started 20" in done.stdout
+    assert "spans      20,000, the latest started 20" in done.stdout
     assert "collector  not running" in done.stdout
     assert "rollup                 0 spans, 0.0 s behind" in done.stdout
 
