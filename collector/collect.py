@@ -24,7 +24,7 @@ from collector.lake.location import Location, locate
 from collector.lake.lock import ProcessLock
 from collector.lake.tables import COLLECTOR_DEFINITIONS
 from collector.maintenance import Maintenance
-from collector.receive.servers import Endpoints, Servers
+from collector.receive.servers import Servers
 from collector.receive.tls import Certificates
 from collector.salvage import open_spool
 from collector.seal import Sealer, last_spool
@@ -172,10 +172,19 @@ def _announced(location: Location, addresses: dict[str, str]) -> Iterator[None]:
         location.announcement.unlink(missing_ok=True)
 
 
-def endpoints_of(location: Location) -> Endpoints | None:
-    """Where the collector that runs on this lake listens; None where none runs."""
+@dataclass(frozen=True, slots=True)
+class Announced:
+    """Where a collector listens, as HOST:PORT; `health` is None where it has no such address."""
+
+    grpc: str
+    http: str
+    health: str | None
+
+
+def announced_by(location: Location) -> Announced | None:
+    """What the collector that runs on this lake announced; None where none runs."""
     try:
-        announcement = json.loads(location.announcement.read_text(encoding="utf-8"))
+        found = json.loads(location.announcement.read_text(encoding="utf-8"))
     except (FileNotFoundError, json.JSONDecodeError):
         return None
-    return Endpoints(announcement["grpc"], announcement["http"])
+    return Announced(found["grpc"], found["http"], found.get("health"))

@@ -52,7 +52,7 @@ def configure(lake: Lake) -> None:
         "parquet_compression": "zstd",
         "parquet_compression_level": "1",
         "parquet_version": "2",
-        "parquet_row_group_size": "40960",
+        "parquet_row_group_size": "20480",
         "target_file_size": f"{MERGED_BYTES_MAX // 10**6}MB",
     }
     with lake.read() as reader:
