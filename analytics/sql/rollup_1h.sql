@@ -12,6 +12,8 @@ CREATE TABLE rollup_1h (
     misses BIGINT NOT NULL,
     bytes BIGINT NOT NULL,
     weighted_count DOUBLE NOT NULL,
+    weighted_errors DOUBLE NOT NULL,
+    weight_squares DOUBLE NOT NULL,
     unknown_weight_count BIGINT NOT NULL,
     duration_sum_ns DECIMAL(38, 0) NOT NULL,
     duration_max_ns BIGINT NOT NULL,
