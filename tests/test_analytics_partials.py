@@ -87,6 +87,7 @@ def _sums(spans: list[dict[str, Any]], window_ns: int) -> dict[str, Any]:
         "weighted_errors": sum(span["sample_weight"] or 1.0 for span in spans if span["status"] == "error"),
         "weight_squares": sum((span["sample_weight"] or 1.0) ** 2 for span in spans),
         "unknown_weight_count": sum(span["sample_weight"] is None for span in spans),
+        "folded_series": 0,
         "duration_sum_ns": sum(durations),
         "duration_max_ns": max(durations),
         "latency_buckets": dict(Counter(indexes)),

@@ -16,7 +16,6 @@ from analytics.buckets import BUCKETS, ZERO_INDEX, bucket_index
 DIMENSIONS = ("region", "tenant", "service_name", "component", "operation", "kind")
 MEASURES = ("start_time", "duration_ns", "status", "cache_hit", "payload_bytes", "sample_weight")
 SPAN_COLUMNS = (*DIMENSIONS, *MEASURES)
-KEY = ("window_start", *DIMENSIONS)
 UNKNOWN = "unknown"
 NONE = "none"
 """Label of what a span may well be without, such as an error type; what it should have is `unknown` instead."""
@@ -27,7 +26,7 @@ MEASURE_SCHEMA = pl.Schema(
     {
         **dict.fromkeys(("count", "errors", "hits", "misses", "bytes"), pl.Int64()),
         **dict.fromkeys(("weighted_count", "weighted_errors", "weight_squares"), pl.Float64()),
-        "unknown_weight_count": pl.Int64(),
+        **dict.fromkeys(("unknown_weight_count", "folded_series"), pl.Int64()),
         "duration_sum_ns": DURATION_SUM,
         "duration_max_ns": pl.Int64(),
         **MAPS,
@@ -43,6 +42,7 @@ SUMMED = (
     "weighted_errors",
     "weight_squares",
     "unknown_weight_count",
+    "folded_series",
     "duration_sum_ns",
 )
 
@@ -137,6 +137,7 @@ _COUNTS = (
     pl.col("error_weight").sum().alias("weighted_errors"),
     pl.col("weight_square").sum().alias("weight_squares"),
     pl.col("sample_weight").null_count().alias("unknown_weight_count"),
+    pl.lit(0, pl.Int64).alias("folded_series"),
     pl.col("duration_ns").cast(pl.Int128).sum().alias("duration_sum_ns"),
     pl.col("duration_ns").max().alias("duration_max_ns"),
 )
