@@ -53,7 +53,7 @@ def _analyze_once(location: Location, config: Config, stop: threading.Event) -> 
 
     location.require()
     with Lake(location, read_only=False) as lake, _progress() as progress:
-        jobs.prepare(lake)
+        jobs.prepare(lake, config)
         report = jobs.run_once(lake, config, stop, progress)
     click.echo(json.dumps(asdict(report)))
 
@@ -70,7 +70,7 @@ def _analyze_forever(location: Location, config: Config, stop: threading.Event) 
     lock.acquire()
     try:
         with Lake(location, read_only=False) as lake:
-            jobs.prepare(lake)
+            jobs.prepare(lake, config)
             jobs.run_forever(lake, config, stop)
     finally:
         lock.release()

@@ -25,6 +25,7 @@ import pyarrow as pa
 from analytics import jobs
 from analytics.rollup import insertions, job
 from analytics.rollup.partials import merged, partials
+from analytics.rollup.sets import BASE, configured
 from collector.config import Config
 from collector.lake.lake import Lake
 from collector.lake.location import Location
@@ -129,9 +130,9 @@ def store(lake: Lake, count: int, segments: list[Path], seed: int) -> None:
 def throughput(lake: Lake, config: Config) -> dict[str, float]:
     """Spans per CPU-second of the first bite of what is stored: best of three for the pure parts."""
     with lake.read() as reader:
-        bite = job.behind(reader, config.analyze.spans_per_run_max).bites[0]
+        bite = job.behind(reader, [BASE], config.analyze.spans_per_run_max)[0].bites[0]
         read_seconds, frame = min(
-            (cpu(lambda: insertions.read(reader, bite)) for _ in range(3)), key=lambda x: x[0]
+            (cpu(lambda: insertions.read(reader, bite, BASE.dimensions)) for _ in range(3)), key=lambda x: x[0]
         )
     partial_seconds, minutes = min((cpu(lambda: partials(frame)) for _ in range(3)), key=lambda x: x[0])
     hour_seconds, _ = min((cpu(lambda: merged(minutes, "1h")) for _ in range(3)), key=lambda x: x[0])
@@ -152,7 +153,7 @@ def increment(lake: Lake, config: Config, count: int, seed: int) -> float:
     for number in range(3):
         store(lake, count, [], seed + number)
         taken, _ = cpu(
-            lambda: job.catch_up(lake, config.analyze.spans_per_run_max, lambda: False, lambda *_: None)
+            lambda: job.catch_up(lake, configured(config.analyze), config.analyze, lambda: False, lambda *_: None)
         )
         seconds.append(taken)
     return sorted(seconds)[1]
