@@ -24,6 +24,7 @@ from collector.lake.location import Location, locate
 from collector.lake.lock import ProcessLock
 from collector.lake.tables import COLLECTOR_DEFINITIONS
 from collector.maintenance import Maintenance
+from collector.receive.connections import raise_descriptor_limit
 from collector.receive.servers import Servers
 from collector.receive.tls import Certificates
 from collector.salvage import open_spool
@@ -112,6 +113,7 @@ async def _run(config: Config) -> int:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
+    raise_descriptor_limit()
     certificates = Certificates(config.tls) if config.tls.certificate else None
     tracing = traces.start(config.telemetry.traces_endpoint)
     if warning := exposure_warning(config):
@@ -133,7 +135,9 @@ async def _listening(
     acknowledged = Acknowledged(stages.ingest)
     gate = Gate(config.auth, config.quotas, locate(config.storage).root, TenantCounters())
     servers = Servers(config.collector, acknowledged, certificates, gate)
-    health = Health(config.collector, stages.ingest, stages.spool, stages.sealer, stages.maintenance)
+    health = Health(
+        config.collector, stages.ingest, stages.spool, stages.sealer, stages.maintenance, memory=servers.memory
+    )
     sources = Sources(
         config=config.collector,
         acknowledged=acknowledged,

@@ -90,6 +90,7 @@ class HttpApp:
         )
         encoding = headers.get(b"content-encoding", b"").decode("latin-1")
         with self._intake.receive(sender) as reception:
+            self._intake.check_quota(sender)
             body = Body(decompressor(encoding), self._config.request_bytes_max, reception.ticket.hold)
             payload = await self._read(body, receive)
             if media_type == JSON and payload:
