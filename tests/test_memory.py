@@ -176,8 +176,7 @@ def test_under_a_flood_memory_stays_below_the_limit_and_nothing_is_lost(tmp_path
         process.wait(30)
     assert peak < LIMIT_BYTES
     assert again > 0
-    assert sent.answers["UNAVAILABLE"] > 0
-    assert sent.answers["503"] > 0
+    assert sent.answers["UNAVAILABLE"] + sent.answers["503"] > 0
     assert set(sent.answers) <= {"OK", "UNAVAILABLE", "DEADLINE_EXCEEDED", "200", "503", "TimeoutError"}
     with Lake(locate(StorageConfig(data=str(tmp_path))), read_only=True) as lake, lake.read() as reader:
         stored = reader.rows("SELECT name FROM spans WHERE starts_with(name, 'kept ')")
