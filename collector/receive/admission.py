@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from threading import Lock
 from types import TracebackType
 from typing import Self
@@ -144,6 +146,18 @@ class Ticket:
                 raise RetryableError("the request was given up before it was read: send it again")
             self._admission.count_bytes(self._account, size_bytes, self._held_bytes)
             self._held_bytes += size_bytes
+
+    @contextmanager
+    def holding(self, size_bytes: int) -> Iterator[None]:
+        """Hold more bytes in the `with` block alone. Raises as hold()."""
+        self.hold(size_bytes)
+        try:
+            yield
+        finally:
+            with self._admission.lock:
+                if not self._released:
+                    self._held_bytes -= size_bytes
+                    self._admission.give_back(self._account, 0, size_bytes)
 
     def enter(self) -> None:
         """Count as a request in flight: received in full. Raises RetryableError or OverloadedError."""

@@ -18,6 +18,8 @@ log = logging.getLogger(__name__)
 
 LOOK_SECONDS = 0.1
 RELEASE_SECONDS = 1.0
+RESERVE_BYTES = 256 * 2**20
+"""What those that were taken before need while they are decoded and sealed; measured by benchmarks/memory.py."""
 _STATM = Path("/proc/self/statm")
 
 
@@ -26,7 +28,10 @@ class MemoryLimitError(OverloadedError):
 
 
 class Memory:
-    """The resident memory of the process and its limit. To be used in one thread, that of the event loop."""
+    """The resident memory of the process and its limit. To be used in one thread, that of the event loop.
+
+    Requests are refused from RESERVE_BYTES below the limit.
+    """
 
     def __init__(
         self,
@@ -37,6 +42,7 @@ class Memory:
     ) -> None:
         """`read` gives the resident bytes, 0 where the system does not tell; `release` hands free memory back."""
         self.bytes_max = bytes_max
+        self._refused_from_bytes = bytes_max - RESERVE_BYTES
         self._read = read or resident_bytes
         self._clock = clock
         self._release = release or _release_in_thread
@@ -45,7 +51,7 @@ class Memory:
         self._was_over = False
 
     def is_over(self) -> bool:
-        """Whether the process is over its limit, looked up at most every LOOK_SECONDS.
+        """Whether requests are refused, looked up at most every LOOK_SECONDS.
 
         Where it is, memory that is free and still held by an allocator is handed back, at most every RELEASE_SECONDS:
         else a peak would be remembered, and requests be refused, for ever.
@@ -55,7 +61,7 @@ class Memory:
             self._looked_at = now
             self._resident_bytes = self._read()
             self._report()
-        if self._resident_bytes <= self.bytes_max:
+        if self._resident_bytes <= self._refused_from_bytes:
             return False
         if now - self._released_at >= RELEASE_SECONDS:
             self._released_at = now
@@ -65,17 +71,21 @@ class Memory:
     def error(self) -> MemoryLimitError:
         """What to tell a client that is refused."""
         return MemoryLimitError(
-            f"collector.memory_bytes_max = {self.bytes_max}: the collector holds {self._resident_bytes} bytes; "
-            "send this request again later"
+            f"collector.memory_bytes_max = {self.bytes_max}: {self._resident_bytes} bytes are resident, and requests "
+            f"are refused from {self._refused_from_bytes}; send this one again later"
         )
 
     def _report(self) -> None:
-        is_over = self._resident_bytes > self.bytes_max
+        is_over = self._resident_bytes > self._refused_from_bytes
         if is_over and not self._was_over:
-            log.warning("memory of %d bytes is over collector.memory_bytes_max = %d: requests are refused, to be "
-                        "sent again, until it is below", self._resident_bytes, self.bytes_max)  # fmt: skip
+            log.warning(
+                "%d bytes are resident, collector.memory_bytes_max = %d: requests are refused from %d",
+                self._resident_bytes,
+                self.bytes_max,
+                self._refused_from_bytes,
+            )
         elif self._was_over and not is_over:
-            log.info("memory is below collector.memory_bytes_max again: requests are taken")
+            log.info("%d bytes are resident: requests are taken again", self._resident_bytes)
         self._was_over = is_over
 
 

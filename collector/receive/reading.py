@@ -41,12 +41,13 @@ class GivenUpError(Exception):
 
 
 class _Reading:
-    __slots__ = ("began_at", "call", "given_up")
+    __slots__ = ("began_at", "call", "end", "given_up")
 
     def __init__(self, call: Call, began_at: float) -> None:
         self.call = call
         self.began_at = began_at
         self.given_up: RetryableError | None = None
+        self.end: asyncio.Future[None] | None = None
 
 
 class Readings:
@@ -60,7 +61,6 @@ class Readings:
         self._under_way: dict[_Reading, None] = {}
         """In the order in which they began."""
         self._looks = False
-        self._aborts: set[asyncio.Task[None]] = set()
 
     async def read(self, call: Call) -> bytes:
         """The message of a call.
@@ -79,7 +79,8 @@ class Readings:
             message = await call.read()
         finally:
             del self._under_way[reading]
-            if reading.given_up is not None:
+            if reading.given_up is not None and reading.end is not None:
+                await reading.end
                 raise GivenUpError(reading.given_up)
         if not isinstance(message, bytes):
             raise InvalidRequestError("the call has no message: send one ExportTraceServiceRequest")
@@ -106,9 +107,7 @@ class Readings:
     def _give_up(self, reading: _Reading, error: RetryableError) -> None:
         if reading.given_up is None:
             reading.given_up = error
-            abort = asyncio.ensure_future(self._end(reading.call, error))
-            self._aborts.add(abort)
-            abort.add_done_callback(self._aborts.discard)
+            reading.end = asyncio.ensure_future(self._end(reading.call, error))
 
     async def _end(self, call: Call, error: RetryableError) -> None:
         # The call may end by itself at the same moment.
