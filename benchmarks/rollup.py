@@ -65,6 +65,13 @@ def rollup_columns(count: int, seed: int, start_ns: int, seconds: float) -> dict
         "cache_hit": pa.array(rng.random(count) < 0.9, mask=~is_cache),
         "payload_bytes": pa.array(rng.integers(0, 10_000, count), mask=rng.random(count) < 0.3),
         "sample_weight": pa.nulls(count, pa.float64()),
+        "host": _label(rng.integers(0, 200, count), [f"host-{i}" for i in range(200)]),
+        "service_version": _label(rng.integers(0, 3, count), [f"1.{i}.0" for i in range(3)]),
+        "service_instance_id": _label(rng.integers(0, 60, count), [f"instance-{i}" for i in range(60)]),
+        "destination": _label(tenant % 30, [f"cache-{i}" for i in range(30)]),
+        "error_type": pa.array(["timeout", "refused"]).take(
+            pa.array(rng.integers(0, 2, count), mask=rng.random(count) < 0.99)
+        ),
     }
     for position, name in enumerate(("service_name", "component", "operation", "kind")):
         columns[name] = _label(operation, [str(row[position]) for row in OPERATIONS])
@@ -136,6 +143,7 @@ def throughput(lake: Lake, config: Config) -> dict[str, float]:
         )
     partial_seconds, minutes = min((cpu(lambda: partials(frame)) for _ in range(3)), key=lambda x: x[0])
     hour_seconds, _ = min((cpu(lambda: merged(minutes, "1h")) for _ in range(3)), key=lambda x: x[0])
+    by_set = {s.name: min(cpu(lambda s=s: partials(frame, s.dimensions))[0] for _ in range(3)) for s in sets}
     return {
         "spans": bite.spans,
         "rows": minutes.height,

@@ -131,7 +131,8 @@ def _check_dimensions(dimension_set: DimensionSet, columns: Sequence[str] | None
         name = dimension_set.name
         raise OperatorError(
             f"analyze.dimension_sets.{name} = {list(dimension_set.dimensions)}: its tables are by {dimensions}; "
-            f"expected these; give the set another name, or drop it first: spanlake analyze --drop {name}"
+            "expected these; give the set another name, or set it to [] and remove its rollups: "
+            f"spanlake analyze --drop {name}"
         )
 
 
