@@ -33,12 +33,11 @@ def rows(forest: Forest) -> pl.DataFrame:
     `spans`: all spans there, `path_spans`: those on a critical path, `errors`: of these; `exclusive_ns`: time on the
     critical path, `self_ns`: time in no child, `duration_sum_ns`: total duration, of all spans there.
     """
-    return CRITICAL_PATH.rows(events(forest).with_columns(pl.lit(1).alias(WEIGHT)))
+    return CRITICAL_PATH.rows(events(forest, path(forest)).with_columns(pl.lit(1).alias(WEIGHT)))
 
 
-def events(forest: Forest) -> pl.DataFrame:
-    """One event of CRITICAL_PATH a span, without weight."""
-    measured = path(forest)
+def events(forest: Forest, measured: pl.DataFrame) -> pl.DataFrame:
+    """One event of CRITICAL_PATH a span, without weight; `measured` is `path(forest)`."""
     root = forest.spans.select("start_time", "service_name", "operation")[forest.path_root]
     return forest.spans.select(
         root["start_time"].dt.truncate("1m").cast(pl.Datetime("us")).alias("window_start"),

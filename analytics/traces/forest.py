@@ -7,6 +7,7 @@ far every pointer reaches, so a chain of n spans takes log2(n) rounds over flat 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -18,7 +19,9 @@ Ints = npt.NDArray[np.int64]
 Bools = npt.NDArray[np.bool_]
 
 NONE = -1
-IDS = ("trace_id", "span_id", "parent_span_id")
+ID = ["trace_id", "span_id"]
+IDS = (*ID, "parent_span_id")
+PAIRS = pl.Schema({"from_row": pl.Int64(), "to_row": pl.Int64()})
 LABELS = ("kind", "status", "service_name", "region", "tenant", "component", "operation", "destination", "host")
 SPAN_COLUMNS = (*IDS, "start_time", "duration_ns", *LABELS, "links")
 UNKNOWN_REGION = "unknown"
@@ -67,16 +70,47 @@ class Forest:
         """The row of the first span of the path that each span is on, following `waited_parent`."""
         return tops(self.waited_parent)
 
+    @cached_property
+    def calls(self) -> pl.DataFrame:
+        """Rows of callers and of the server spans that are their children; columns of PAIRS.
+
+        A caller is a client or producer span, or any span of another service.
+        """
+        return self._of_other_services(self._children("server"), ("client", "producer"))
+
+    @cached_property
+    def messages(self) -> pl.DataFrame:
+        """Rows of producers and of consumer spans that have them as parent or in a link, each pair once; as PAIRS.
+
+        A producer is a span of that kind, or any span of another service.
+        """
+        both = pl.concat([self._children("consumer"), self._linked("consumer")])
+        return self._of_other_services(both.unique(), ("producer",))
+
+    def _children(self, kind: str) -> pl.DataFrame:
+        is_child = (self.spans["kind"] == kind).to_numpy() & (self.parent != NONE)
+        return pl.DataFrame({"from_row": self.parent[is_child], "to_row": np.flatnonzero(is_child)}, schema=PAIRS)
+
+    def _linked(self, kind: str) -> pl.DataFrame:
+        spans = self.spans.select("kind", "links").with_row_index("to_row")
+        links = spans.filter((pl.col("kind") == kind) & (pl.col("links").list.len() > 0)).explode("links")
+        targets = links.select("to_row", *(pl.col("links").struct.field(name) for name in ID))
+        found = targets.join(_first_of_ids(self.spans, "from_row"), on=ID)
+        return found.select(PAIRS.names()).cast(dict(PAIRS)).unique()
+
+    def _of_other_services(self, pairs: pl.DataFrame, kinds: Sequence[str]) -> pl.DataFrame:
+        span = self.spans.select(pl.col("kind", "service_name").cast(pl.String))
+        caller, called = span[pairs["from_row"]], span[pairs["to_row"]]
+        return pairs.filter(caller["kind"].is_in(kinds) | (caller["service_name"] != called["service_name"]))
+
+
+def _first_of_ids(spans: pl.DataFrame, row: str) -> pl.DataFrame:
+    return spans.select(ID).with_row_index(row).unique(ID, keep="first")
+
 
 def _parent_rows(spans: pl.DataFrame) -> Ints:
-    first = spans.select("trace_id", "span_id").with_row_index("row").unique(["trace_id", "span_id"], keep="first")
-    found = spans.select("trace_id", "parent_span_id").join(
-        first,
-        left_on=["trace_id", "parent_span_id"],
-        right_on=["trace_id", "span_id"],
-        how="left",
-        maintain_order="left",
-    )
+    children = spans.select("trace_id", span_id="parent_span_id")
+    found = children.join(_first_of_ids(spans, "row"), on=ID, how="left", maintain_order="left")
     return found["row"].cast(pl.Int64).fill_null(NONE).to_numpy()
 
 
