@@ -6,12 +6,15 @@ import logging
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import duckdb
 
 from analytics.definitions import ANALYTICS_DEFINITIONS
 from analytics.rollup import compact, job
 from analytics.rollup.job import Done
+from analytics.traces.job import JOB as TRACES
+from analytics.traces.job import TraceJob
 from collector.config import Config
 from collector.errors import SpanlakeError
 from collector.lake import engine
@@ -56,35 +59,64 @@ def run_once(
     Raises duckdb.Error and OSError where the lake cannot be read or written; what was committed before stays.
     """
     stopping = stop or threading.Event()
-    done = job.catch_up(
-        lake, config.analyze.spans_per_run_max, stopping.is_set, progress or (lambda _spans, _left: None)
-    )
+    done = {job.JOB: roll_up(lake, config, stopping, progress)}
+    if config.analyze.trace_parts:
+        done[TRACES] = TraceJob(lake, config.analyze).catch_up(stopping.is_set)
+    return JobsReport(done)
+
+
+def roll_up(lake: Lake, config: Config, stop: threading.Event, progress: Progress | None = None) -> Done:
+    """Bring the rollups up to date, and keep their files few; otherwise as `run_once`."""
+    done = job.catch_up(lake, config.analyze.spans_per_run_max, stop.is_set, progress or (lambda _spans, _left: None))
     if done.runs:
         for table in compact.TABLES:
-            while not stopping.is_set() and compact.compact(lake, table):
+            while not stop.is_set() and compact.compact(lake, table):
                 pass
-    return JobsReport({job.JOB: done})
+    return done
 
 
 def run_forever(lake: Lake, config: Config, stop: threading.Event) -> None:
-    """Run every `analyze.interval_seconds` until `stop` is set; the run that is on is finished first.
+    """Run each job at its interval until `stop` is set; the runs that are on are finished first.
 
-    An error is logged, and the next run waits twice as long as the last, at most BACKOFF_SECONDS_MAX.
+    The tables of traces have a thread of their own, so that rollups never wait for them. An error is logged, and the
+    next run of that job waits twice as long as the last, at most BACKOFF_SECONDS_MAX.
     """
-    wait_seconds = config.analyze.interval_seconds
+    step = partial(TraceJob(lake, config.analyze).catch_up, stop.is_set)
+    arguments = (TRACES, step, config.analyze.traces_interval_seconds, stop)
+    beside = threading.Thread(target=_repeat, name=TRACES, args=arguments)
+    if config.analyze.trace_parts:
+        beside.start()
+    try:
+        _repeat(job.JOB, lambda: roll_up(lake, config, stop), config.analyze.interval_seconds, stop)
+    finally:
+        if beside.ident is not None:
+            stop.set()
+            beside.join()
+
+
+def _repeat(name: str, step: Callable[[], object], interval_seconds: float, stop: threading.Event) -> None:
+    wait_seconds = interval_seconds
     while not stop.is_set():
         try:
-            run_once(lake, config, stop)
-            wait_seconds = config.analyze.interval_seconds
+            step()
+            wait_seconds = interval_seconds
         except (duckdb.Error, OSError, SpanlakeError) as error:
             wait_seconds = min(wait_seconds * 2, BACKOFF_SECONDS_MAX)
-            log.warning("the jobs will try again in %.0f s: %s", wait_seconds, error)
+            log.warning("job %s will try again in %.0f s: %s", name, wait_seconds, error)
         stop.wait(wait_seconds)
 
 
 def lag(reader: Reader) -> list[JobLag]:
-    """How far each job is behind the reader's snapshot. The rollups must exist (`prepare`)."""
-    position = reader.position(job.JOB)
+    """How far the rollups, and each other job that has begun, are behind the reader's snapshot.
+
+    The rollups must exist (`prepare`).
+    """
+    begun = [name for name in (TRACES,) if reader.position(name) is not None]
+    return [_lag(reader, name) for name in (job.JOB, *begun)]
+
+
+def _lag(reader: Reader, name: str) -> JobLag:
+    position = reader.position(name)
     first, spans = reader.row(
         "SELECT min(snapshot_id), count(*) FROM spans WHERE snapshot_id > ?",
         [job.BEFORE_ALL if position is None else position],
@@ -92,8 +124,7 @@ def lag(reader: Reader) -> list[JobLag]:
     seconds = 0.0
     if spans:
         (seconds,) = reader.row(
-            f"SELECT epoch(now()) - epoch(min(snapshot_time)) FROM {engine.CATALOG}.snapshots() "
-            "WHERE snapshot_id >= ?",
+            f"SELECT epoch(now()) - epoch(min(snapshot_time)) FROM {engine.CATALOG}.snapshots() WHERE snapshot_id >= ?",
             [first],
         )
-    return [JobLag(job.JOB, position, reader.snapshot_id(), int(spans), max(0.0, float(seconds)))]
+    return JobLag(name, position, reader.snapshot_id(), int(spans), max(0.0, float(seconds)))

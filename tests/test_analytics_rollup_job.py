@@ -29,8 +29,8 @@ from collector.spans import SPAN_SCHEMA
 
 START_NS = 1_772_366_400 * 10**9  # 2026-03-01T12:00Z
 NESTED = ("attributes", "events", "links")
-CONFIG = Config()
-SMALL_BITES = Config(analyze=AnalyzeConfig(spans_per_run_max=1000))
+CONFIG = Config(analyze=AnalyzeConfig(trace_parts=()))
+SMALL_BITES = Config(analyze=AnalyzeConfig(spans_per_run_max=1000, trace_parts=()))
 
 
 @pytest.fixture(scope="module")
@@ -272,7 +272,7 @@ from analytics import jobs
 from collector.config import AnalyzeConfig, Config
 from collector.lake.lake import Lake
 from collector.lake.location import Location
-config = Config(analyze=AnalyzeConfig(spans_per_run_max=1000))
+config = Config(analyze=AnalyzeConfig(spans_per_run_max=1000, trace_parts=()))
 with Lake(Location(Path(sys.argv[1])), read_only=False) as lake:
     print("ready", flush=True)
     report = jobs.run_once(lake, config).jobs["rollup"]
@@ -330,19 +330,19 @@ def test_lag_counts_what_is_not_rolled_up(lake: Lake) -> None:
 
 def test_run_forever_survives_errors_and_stops(lake: Lake, monkeypatch: pytest.MonkeyPatch) -> None:
     stop, calls = threading.Event(), []
-    run_once = jobs.run_once
+    roll_up = jobs.roll_up
 
     def flaky(*arguments: object) -> object:
         calls.append(1)
         if len(calls) == 1:
             raise OSError("the disk is away")
-        report = run_once(*arguments)  # type: ignore[arg-type]
+        report = roll_up(*arguments)  # type: ignore[arg-type]
         stop.set()
         return report
 
-    monkeypatch.setattr(jobs, "run_once", flaky)
+    monkeypatch.setattr(jobs, "roll_up", flaky)
     add(lake, spans(50, 1))
-    config = Config(analyze=AnalyzeConfig(interval_seconds=0.01))
+    config = Config(analyze=AnalyzeConfig(interval_seconds=0.01, trace_parts=()))
     thread = threading.Thread(target=jobs.run_forever, args=(lake, config, stop))
     thread.start()
     thread.join(timeout=30)
