@@ -12,6 +12,7 @@ import duckdb
 
 from analytics.definitions import ANALYTICS_DEFINITIONS
 from analytics.rollup import compact, job
+from analytics.rollup.job import JOB as ROLLUP
 from analytics.rollup.job import Done
 from analytics.traces.job import JOB as TRACES
 from analytics.traces.job import TraceJob
@@ -59,7 +60,7 @@ def run_once(
     Raises duckdb.Error and OSError where the lake cannot be read or written; what was committed before stays.
     """
     stopping = stop or threading.Event()
-    done = {job.JOB: roll_up(lake, config, stopping, progress)}
+    done = {ROLLUP: roll_up(lake, config, stopping, progress)}
     if config.analyze.trace_parts:
         done[TRACES] = TraceJob(lake, config.analyze).catch_up(stopping.is_set)
     return JobsReport(done)
@@ -87,7 +88,7 @@ def run_forever(lake: Lake, config: Config, stop: threading.Event) -> None:
     if config.analyze.trace_parts:
         beside.start()
     try:
-        _repeat(job.JOB, lambda: roll_up(lake, config, stop), config.analyze.interval_seconds, stop)
+        _repeat(ROLLUP, lambda: roll_up(lake, config, stop), config.analyze.interval_seconds, stop)
     finally:
         if beside.ident is not None:
             stop.set()
@@ -112,10 +113,11 @@ def lag(reader: Reader) -> list[JobLag]:
     The rollups must exist (`prepare`).
     """
     begun = [name for name in (TRACES,) if reader.position(name) is not None]
-    return [_lag(reader, name) for name in (job.JOB, *begun)]
+    return [lag_of(reader, name) for name in (ROLLUP, *begun)]
 
 
-def _lag(reader: Reader, name: str) -> JobLag:
+def lag_of(reader: Reader, name: str) -> JobLag:
+    """How far one job is behind the reader's snapshot."""
     position = reader.position(name)
     first, spans = reader.row(
         "SELECT min(snapshot_id), count(*) FROM spans WHERE snapshot_id > ?",

@@ -199,7 +199,7 @@ class AnalyzeConfig(Section):
         300.0, ge=0, le=3600, description="a span that comes so late after others of its trace still joins them"
     )
     late_spans_max: int = Field(
-        1_000_000, ge=0, description="newest spans that late ones may join; each takes about 200 bytes of memory"
+        500_000, ge=0, description="newest spans that late ones may join; each takes up to 400 bytes of memory"
     )
     key_attributes: tuple[str, ...] = Field(
         ("cache.key.hash", "cache.key", "db.redis.key", "db.operation.parameter.key", "db.query.parameter.key"),

@@ -2,6 +2,7 @@
 
 import random
 from collections import defaultdict
+from typing import Any
 
 import polars as pl
 import pytest
@@ -13,11 +14,11 @@ from analytics.traces.forest import Forest
 
 MS = 1_000_000
 LINK = pl.Struct({"trace_id": pl.String, "span_id": pl.String})
-TYPES = {"start_time": pl.Datetime("ns"), "duration_ns": pl.Int64, "links": pl.List(LINK)}
+TYPES = {"start_time": pl.Int64(), "duration_ns": pl.Int64(), "links": pl.List(LINK)}
 
 
-def span(span_id: str, parent: str | None, start_ms: int, end_ms: int, **given: object) -> dict[str, object]:
-    defaults = {
+def span(span_id: str, parent: str | None, start_ms: int, end_ms: int, **given: object) -> dict[str, Any]:
+    defaults: dict[str, Any] = {
         "trace_id": "t", "kind": "server", "status": "unset", "service_name": span_id, "region": "eu",
         "tenant": "acme", "component": "rpc", "operation": "work", "destination": None, "host": None, "links": [],
     }  # fmt: skip
@@ -25,14 +26,12 @@ def span(span_id: str, parent: str | None, start_ms: int, end_ms: int, **given: 
     return {"span_id": span_id, "parent_span_id": parent, **defaults, **times, **given}
 
 
-def frame(*spans: dict[str, object]) -> pl.DataFrame:
-    texts = dict.fromkeys((set(spans[0]) | {"destination"}) - set(TYPES), pl.String)
-    return pl.DataFrame(list(spans), schema={**texts, **{n: t for n, t in TYPES.items() if n != "start_time"}, "start_time": pl.Int64}).with_columns(
-        pl.col("start_time").cast(pl.Datetime("ns"))
-    )  # fmt: skip
+def frame(*spans: dict[str, Any]) -> pl.DataFrame:
+    schema = pl.Schema({**dict.fromkeys(spans[0], pl.String()), **TYPES})
+    return pl.DataFrame(list(spans), schema=schema).with_columns(pl.col("start_time").cast(pl.Datetime("ns")))
 
 
-def measured(*spans: dict[str, object]) -> dict[str, tuple[int, int]]:
+def measured(*spans: dict[str, Any]) -> dict[str, tuple[int, int]]:
     """Exclusive and self time in ms by span id."""
     forest = Forest.of(frame(*spans))
     found = forest.spans.hstack(critical_path.path(forest))
@@ -87,7 +86,8 @@ def test_several_roots_of_one_trace_and_of_several() -> None:
 
 def test_cycles_and_selves_are_cut_and_what_hangs_on_them_is_not() -> None:
     found = measured(
-        span("a", "c", 0, 10), span("b", "a", 1, 9), span("c", "b", 2, 8), span("self", "self", 0, 5), span("d", "c", 3, 4)
+        span("a", "c", 0, 10), span("b", "a", 1, 9), span("c", "b", 2, 8), span("d", "c", 3, 4),
+        span("self", "self", 0, 5),
     )  # fmt: skip
     assert found == {"a": (10, 10), "b": (8, 8), "c": (5, 5), "self": (5, 5), "d": (1, 1)}
 
@@ -121,20 +121,20 @@ def test_ten_thousand_spans_wide_or_deep(depth: int) -> None:
     assert found["0"][0] == (2 if depth > 1 else 20_000 - 9_999)
 
 
-def reference(spans: list[dict[str, object]]) -> dict[str, int]:
+def reference(spans: list[dict[str, Any]]) -> dict[str, int]:
     """Exclusive times by recursion over one span at a time, as the papers tell it."""
-    children: dict[object, list[dict[str, object]]] = defaultdict(list)
+    children: dict[object, list[dict[str, Any]]] = defaultdict(list)
     ids = {s["span_id"] for s in spans}
     for s in spans:
         is_async = s["kind"] == "consumer" or s["parent_span_id"] not in ids
         children[None if is_async else s["parent_span_id"]].append(s)
     found = {str(s["span_id"]): 0 for s in spans}
 
-    def walk(s: dict[str, object], low: int, high: int) -> None:
+    def walk(s: dict[str, Any], low: int, high: int) -> None:
         clipped = []
         for child in children[s["span_id"]]:
-            start = int(child["start_time"])  # type: ignore[call-overload]
-            start, end = max(low, start), min(high, start + child["duration_ns"])  # type: ignore[operator]
+            start = child["start_time"]
+            start, end = max(low, start), min(high, start + child["duration_ns"])
             if end > start:
                 clipped.append((end, -start, child))
         clipped.sort(key=lambda item: item[:2], reverse=True)
@@ -147,12 +147,12 @@ def reference(spans: list[dict[str, object]]) -> dict[str, int]:
         found[str(s["span_id"])] += now - low
 
     for root in children[None]:
-        walk(root, int(root["start_time"]), int(root["start_time"]) + root["duration_ns"])  # type: ignore
+        walk(root, root["start_time"], root["start_time"] + root["duration_ns"])
     return found
 
 
 @st.composite
-def traces(draw: st.DrawFn) -> list[dict[str, object]]:
+def traces(draw: st.DrawFn) -> list[dict[str, Any]]:
     count = draw(st.integers(1, 14))
     times = draw(st.lists(st.integers(0, 2000), min_size=2 * count, max_size=2 * count, unique=True))
     spans = []
@@ -166,13 +166,11 @@ def traces(draw: st.DrawFn) -> list[dict[str, object]]:
 
 @given(traces(), st.randoms())
 @settings(max_examples=150, deadline=None)
-def test_it_is_the_recursive_definition_in_any_order_of_spans(
-    spans: list[dict[str, object]], rng: random.Random
-) -> None:
+def test_it_is_the_recursive_definition_in_any_order_of_spans(spans: list[dict[str, Any]], rng: random.Random) -> None:
     shuffled = list(spans)
     rng.shuffle(shuffled)
     for s in spans:
-        s["start_time"], s["duration_ns"] = int(s["start_time"]) // MS, int(s["duration_ns"]) // MS  # type: ignore
+        s["start_time"], s["duration_ns"] = s["start_time"] // MS, s["duration_ns"] // MS
     forest = Forest.of(frame(*shuffled))
     found = forest.spans.hstack(critical_path.path(forest))
     assert dict(found.select("span_id", "exclusive_ns").iter_rows()) == reference(spans)

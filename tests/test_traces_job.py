@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -69,7 +70,7 @@ def slices(spans: pa.Table, seed: int, count: int) -> list[pa.Table]:
     rng = np.random.default_rng(seed)
     shuffled = spans.take(rng.permutation(len(spans)))
     bounds = [0, *sorted(rng.choice(len(spans) - 1, count - 1, replace=False) + 1), len(spans)]
-    return [shuffled.slice(low, high - low) for low, high in zip(bounds, bounds[1:], strict=False)]
+    return [shuffled.slice(low, high - low) for low, high in pairwise(bounds)]
 
 
 def canonical(rows: pl.DataFrame) -> list[dict[str, object]]:
@@ -78,16 +79,19 @@ def canonical(rows: pl.DataFrame) -> list[dict[str, object]]:
     return sorted(entries.to_dicts(), key=lambda row: json.dumps(row, default=str))
 
 
-def assert_exact(lake: Lake, parts: Sequence[str] = PARTS, *, but: Sequence[str] = ()) -> None:
+def assert_exact(lake: Lake, parts: Sequence[str] = PARTS) -> None:
     """Every table sums up to what all spans give at once."""
     with lake.read() as reader:
         everything = source.read(reader, -1, reader.snapshot_id(), CONFIG.key_attributes)
         expected = changes.changes(everything, everything.clear(), parts, secret_of(lake.location))
         for table in TABLES:
-            if table.part in parts and table.name not in but:
+            if table.part in parts:
                 stored = reader.frame(f"SELECT * FROM {table.name}")
-                found = table.merged(stored.select(table.schema.names()).cast(dict(table.schema)))
-                assert canonical(found) == canonical(table.merged(expected[table.name])), table.name
+                found = table.merged(stored.select(table.schema.names()).cast(table.schema))
+                # Counters of keys depend on how spans are sliced, within their bound: see the test of hot keys.
+                of_slices = ("key_counts", "undercount") if table.name == "hot_keys_1m" else ()
+                whole = table.merged(expected[table.name])
+                assert canonical(found.drop(of_slices)) == canonical(whole.drop(of_slices)), table.name
                 assert found.height or table.name == "clock_skew_1m"
 
 
@@ -95,7 +99,6 @@ def test_the_configuration_names_the_parts_that_there_are() -> None:
     assert TRACE_PARTS == PARTS
 
 
-# Summaries of keys depend on how spans are sliced, within their bound: see the test of hot keys.
 @pytest.mark.parametrize("seed", range(3))
 def test_random_slices_and_restarts_equal_a_recomputation(lake: Lake, simulated: pa.Table, seed: int) -> None:
     rng = random.Random(seed)
@@ -107,7 +110,7 @@ def test_random_slices_and_restarts_equal_a_recomputation(lake: Lake, simulated:
         if rng.random() < 0.8:
             job.catch_up(lambda: False)
     TraceJob(lake, CONFIG).catch_up(lambda: False)
-    assert_exact(lake, but=["hot_keys_1m"])
+    assert_exact(lake)
 
 
 def test_each_part_can_be_turned_off(lake: Lake, simulated: pa.Table) -> None:
@@ -155,7 +158,7 @@ def test_the_second_of_two_racing_runs_changes_nothing(lake: Lake, simulated: pa
     assert second.catch_up(lambda: False).spans == 300
     add(lake, simulated.slice(600, 300))
     assert first.catch_up(lambda: False).spans == 300
-    assert_exact(lake, but=["hot_keys_1m"])
+    assert_exact(lake)
 
 
 WORKER = """
@@ -186,7 +189,7 @@ def test_kills_at_any_moment_lose_and_double_nothing(lake: Lake, simulated: pa.T
         timer.cancel()
     assert killed > 0
     TraceJob(lake, CONFIG).catch_up(lambda: False)
-    assert_exact(lake, but=["hot_keys_1m"])
+    assert_exact(lake)
 
 
 def test_what_is_later_than_the_window_counts_on_its_own(lake: Lake, simulated: pa.Table) -> None:
@@ -202,10 +205,24 @@ def test_what_is_later_than_the_window_counts_on_its_own(lake: Lake, simulated: 
     assert negative > 0  # the last chunk is always held
 
 
+def test_a_trace_that_is_too_large_counts_in_pieces(
+    lake: Lake, simulated: pa.Table, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(source, "TRACE_SPANS_MAX", 2)
+    job = TraceJob(lake, replace_parts("summaries"))
+    for part in slices(simulated, 8, 3):
+        add(lake, part)
+        job.catch_up(lambda: False)
+    with lake.read() as reader:
+        (spans,) = reader.row("SELECT sum(spans * traces) FROM trace_rows")
+        (listed,) = reader.row("SELECT max(n) FROM (SELECT count(*) AS n FROM trace_summaries GROUP BY trace_id)")
+    assert spans == SPANS
+    assert listed > 1
+
+
 def test_one_run_brings_rollups_and_traces_up_to_date_and_status_shows_both(lake: Lake, simulated: pa.Table) -> None:
     add(lake, simulated.slice(0, 500))
-    config = Config()
-    assert {name: done.spans for name, done in jobs.run_once(lake, config).jobs.items()} == {"rollup": 500, JOB: 500}
+    assert {name: done.spans for name, done in jobs.run_once(lake, Config()).jobs.items()} == {"rollup": 500, JOB: 500}
     add(lake, simulated.slice(500, 200))
     with lake.read() as reader:
         lags = {lag.job: lag.spans_behind for lag in jobs.lag(reader)}

@@ -66,7 +66,7 @@ class Shape:
         )
         something = [pl.col(name) != 0 for name in (*self.counts, *self.totals)]
         something += [pl.col(name).list.len() > 0 for name in self.maps]
-        return found.filter(pl.any_horizontal(something)).select(self.schema.names()).cast(dict(self.schema))
+        return found.filter(pl.any_horizontal(something)).select(self.schema.names()).cast(self.schema)
 
 
 _ENTRY = pl.Struct({"key": pl.Int16(), "value": pl.Int64()})

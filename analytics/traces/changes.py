@@ -22,7 +22,7 @@ def changes(
     `new` has the columns of `source.read`, `earlier` SPAN_COLUMNS: the earlier spans of all traces that new ones may
     change. `secret` hashes keys, see `hot_keys.rows`.
     """
-    found = {}
+    found: dict[str, pl.DataFrame] = {}
     if OF_TRACES.intersection(parts):
         found |= _of_traces(new, earlier, parts)
     if "exemplars" in parts:

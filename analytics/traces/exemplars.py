@@ -76,11 +76,11 @@ def picked(found: pl.DataFrame) -> pl.DataFrame:
 
 
 def _slowest(found: pl.DataFrame) -> pl.DataFrame:
-    # Of equally slow spans the greatest id is kept, whichever came first.
-    chosen = pl.struct("duration_ns", "trace_id", "span_id").max().alias("chosen")
-    return found.group_by(KEYS).agg(pl.col("spans").sum(), chosen).unnest("chosen")
+    # Of equally slow spans the one of the greatest ids is kept, whichever came first.
+    slowest = ("duration_ns", "trace_id", "span_id")
+    return found.sort(slowest).group_by(KEYS).agg(pl.col("spans").sum(), *(pl.col(name).last() for name in slowest))
 
 
 def _labelled(frame: pl.DataFrame) -> pl.DataFrame:
-    named = frame.select(EXEMPLARS_SCHEMA.names()).cast(dict(EXEMPLARS_SCHEMA))
+    named = frame.select(EXEMPLARS_SCHEMA.names()).cast(EXEMPLARS_SCHEMA)
     return named.with_columns(pl.col("region").fill_null(UNKNOWN_REGION))

@@ -51,13 +51,15 @@ class Forest:
     @cached_property
     def start_ns(self) -> Ints:
         """Start of each span, ns since the Unix epoch."""
-        return self.spans["start_time"].cast(pl.Int64).to_numpy()
+        start: Ints = self.spans["start_time"].cast(pl.Int64).to_numpy()
+        return start
 
     @cached_property
     def end_ns(self) -> Ints:
         """End of each span; where it lies beyond 64 bits, the last moment within them."""
-        duration = self.spans["duration_ns"].to_numpy()
-        return self.start_ns + np.minimum(duration, _INT64_MAX - np.maximum(self.start_ns, 0))
+        duration: Ints = self.spans["duration_ns"].to_numpy()
+        end: Ints = self.start_ns + np.minimum(duration, _INT64_MAX - np.maximum(self.start_ns, 0))
+        return end
 
     @cached_property
     def waited_parent(self) -> Ints:
@@ -96,7 +98,7 @@ class Forest:
         links = spans.filter((pl.col("kind") == kind) & (pl.col("links").list.len() > 0)).explode("links")
         targets = links.select("to_row", *(pl.col("links").struct.field(name) for name in ID))
         found = targets.join(_first_of_ids(self.spans, "from_row"), on=ID)
-        return found.select(PAIRS.names()).cast(dict(PAIRS)).unique()
+        return found.select(PAIRS.names()).cast(PAIRS).unique()
 
     def _of_other_services(self, pairs: pl.DataFrame, kinds: Sequence[str]) -> pl.DataFrame:
         span = self.spans.select(pl.col("kind", "service_name").cast(pl.String))
@@ -111,7 +113,8 @@ def _first_of_ids(spans: pl.DataFrame, row: str) -> pl.DataFrame:
 def _parent_rows(spans: pl.DataFrame) -> Ints:
     children = spans.select("trace_id", span_id="parent_span_id")
     found = children.join(_first_of_ids(spans, "row"), on=ID, how="left", maintain_order="left")
-    return found["row"].cast(pl.Int64).fill_null(NONE).to_numpy()
+    parent: Ints = found["row"].cast(pl.Int64).fill_null(NONE).to_numpy()
+    return parent
 
 
 def without_cycles(parent: Ints) -> Ints:

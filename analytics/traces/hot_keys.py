@@ -49,8 +49,8 @@ def rows(spans: pl.DataFrame, secret: bytes | None) -> pl.DataFrame:
     )
     with_key = known.filter(pl.col("key").is_not_null())
     counts = with_key.group_by(*KEYS, "key").agg(pl.len().cast(pl.Int64).alias("count"))
-    frames = pl.collect_all([sums, counts])
-    return _summary(*(_labelled(frame) for frame in frames), secret)
+    collected, counted = pl.collect_all([sums, counts])
+    return _summary(_labelled(collected), _labelled(counted), secret)
 
 
 def merged(found: pl.DataFrame) -> pl.DataFrame:
@@ -83,7 +83,7 @@ def concentration(found: pl.DataFrame) -> pl.DataFrame:
         found.with_row_index("row")
         .with_columns(pl.col("key_counts").map.entries().alias("entry"))
         .explode("entry", empty_as_null=False)
-        .sort("row", entry.field("value"), entry.field("key"), descending=[False, True, False])
+        .sort("row", entry.field("value"), entry.field("key"), descending=[False, True, True])
         .group_by("row", maintain_order=True)
         .agg(
             entry.field("key").first().alias("top_key"),
@@ -131,4 +131,4 @@ def _summary(sums: pl.DataFrame, counts: pl.DataFrame, secret: bytes | None) -> 
         "keyed",
         pl.col("undercount") + pl.col("excess").fill_null(0),
         pl.when(pl.col("key_counts").is_null()).then(empty).otherwise(pl.col("key_counts")).alias("key_counts"),
-    ).cast(dict(HOT_KEYS_SCHEMA))
+    ).cast(HOT_KEYS_SCHEMA)

@@ -122,7 +122,7 @@ def compact_table(lake: Lake, table: Table) -> int:
             return 0
         paths = [file.path for file in old]
         rows = reader.frame(f'SELECT * FROM "{table.name}" WHERE filename IN (SELECT unnest(?::VARCHAR[]))', [paths])
-    merged = table.merged(rows.select(table.schema.names()).cast(dict(table.schema)))
+    merged = table.merged(rows.select(table.schema.names()).cast(table.schema))
     new = [write_rows(lake, table, merged)] if merged.height else []
     with lake.write() as transaction:
         live = {file.path for file in compact.live_files(transaction, table.name)}

@@ -24,8 +24,8 @@ def secret_of(location: Location) -> bytes:
     found = path.read_bytes()
     if len(found) != SECRET_BYTES:
         raise OperatorError(
-            f"{path} has {len(found)} bytes: expected the {SECRET_BYTES} that hash keys in this lake; restore the file, "
-            "or remove it for a new secret (keys stored before then have other hashes)"
+            f"{path} has {len(found)} bytes: expected the {SECRET_BYTES} that hash keys in this lake; restore the "
+            "file, or remove it for a new secret (keys stored before then have other hashes)"
         )
     return found
 

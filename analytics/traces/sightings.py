@@ -48,7 +48,7 @@ def rows(spans: pl.DataFrame) -> pl.DataFrame:
         ).filter(pl.col("value").is_not_null())
         for name, column in ATTRIBUTES.items()
     ]
-    return merged(pl.concat(part.select(SIGHTINGS_SCHEMA.names()).cast(dict(SIGHTINGS_SCHEMA)) for part in single))
+    return merged(pl.concat(part.select(SIGHTINGS_SCHEMA.names()).cast(SIGHTINGS_SCHEMA) for part in single))
 
 
 def merged(found: pl.DataFrame) -> pl.DataFrame:
@@ -63,5 +63,5 @@ def merged(found: pl.DataFrame) -> pl.DataFrame:
         )
         .sort(KEYS)
         .select(SIGHTINGS_SCHEMA.names())
-        .cast(dict(SIGHTINGS_SCHEMA))
+        .cast(SIGHTINGS_SCHEMA)
     )

@@ -16,6 +16,7 @@ from collector.lake.lake import Reader
 LABELS = tuple(dict.fromkeys((*forest.LABELS, *ATTRIBUTES.values())))
 _PLAIN = (*forest.IDS, "start_time", "duration_ns", *LABELS, "received_at")
 _LINKS = "list_transform(links, lambda l: {'trace_id': l.trace_id, 'span_id': l.span_id}) AS links"
+TRACE_SPANS_MAX = 50_000
 _ROUNDS = 2
 _CHUNK_SPANS = 50_000
 
@@ -83,7 +84,9 @@ class Window:
 
     def _past(self, reader: Reader, position: int) -> list[tuple[int, int, float]]:
         """The snapshots to load, oldest first, in stretches of about _CHUNK_SPANS: (after, upto, seconds)."""
-        times = dict(reader.rows(f"SELECT snapshot_id, epoch(snapshot_time) FROM {engine.CATALOG}.snapshots()"))
+        times: dict[int, float] = dict(
+            reader.rows(f"SELECT snapshot_id, epoch(snapshot_time) FROM {engine.CATALOG}.snapshots()")
+        )
         newest = times.get(position, 0.0)
         since = min((i for i, seconds in times.items() if seconds >= newest - self._late_seconds), default=position)
         counts = reader.rows(
@@ -118,7 +121,8 @@ class Window:
         """The spans held of all traces that new spans may change: theirs, and those joined to them by links.
 
         Links are followed both ways, _ROUNDS times: from a new span to its message, and to all who have that message
-        and what else they have. Traces that are found by accident (of the same hash) change nothing.
+        and what else they have. Traces that are found by accident (of the same hash) change nothing. Of a trace of more
+        than TRACE_SPANS_MAX spans none are given: it counts in pieces, so that no trace makes every run expensive.
         """
         links = pl.concat([chunk.links for chunk in (*self._chunks, new)])
         traces = new.spans.select("trace").unique()
@@ -126,5 +130,6 @@ class Window:
             forth = links.join(traces, left_on="from_trace", right_on="trace", how="semi").select(trace="to_trace")
             back = links.join(traces, left_on="to_trace", right_on="trace", how="semi").select(trace="from_trace")
             traces = pl.concat([traces, forth, back]).unique()
-        found = [chunk.spans.join(traces, on="trace", how="semi") for chunk in self._chunks]
-        return pl.concat([new.spans.clear(), *found])
+        found = pl.concat([new.spans.clear(), *(c.spans.join(traces, on="trace", how="semi") for c in self._chunks)])
+        huge = found.group_by("trace").len().filter(pl.col("len") > TRACE_SPANS_MAX)
+        return found.join(huge, on="trace", how="anti")

@@ -62,7 +62,7 @@ def events(forest: Forest, measured: pl.DataFrame) -> pl.DataFrame:
         **{name: pl.col(name).cast(pl.String) for name in ("tenant", "region")},
     )
     joined = sums.join(root, on="root_row").join(_top(spans), left_on="root_row", right_on="path_root")
-    return joined.select(*SUMMARIES.keys, traces=pl.lit(1, pl.Int64)).cast(dict(SUMMARIES.schema))
+    return joined.select(*SUMMARIES.keys, traces=pl.lit(1, pl.Int64)).cast(SUMMARIES.schema)
 
 
 _HAS_PARENT = pl.col("parent_span_id").is_not_null()
