@@ -1,4 +1,4 @@
-"""Tables, views and macros that analytics adds to the lake, in the order of their creation."""
+"""Tables, views and macros that analytics adds to the lake, in the order of their creation, after the rollups."""
 
 from __future__ import annotations
 
@@ -8,8 +8,6 @@ from collector.lake.tables import Definition
 TRACE_VIEWS = ("trace_summaries", "service_edges", "exemplars_1m", "hot_keys", "sightings")
 
 ANALYTICS_DEFINITIONS: tuple[Definition, ...] = (
-    Definition("rollup_1m", "analytics"),
-    Definition("rollup_1h", "analytics"),
     Definition("bucket_value_ns", "analytics", kind="macro"),
     Definition("merge_buckets", "analytics", kind="macro"),
     Definition("latency_quantile_ns", "analytics", kind="macro"),

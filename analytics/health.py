@@ -33,7 +33,6 @@ from analytics.health_source import (
     Source,
     check_dimensions,
 )
-from analytics.rollup.job import JOB as ROLLUP
 from analytics.rollup.partials import DIMENSIONS
 from analytics.window import MINUTE, Window
 from collector.lake.lake import Reader
@@ -154,7 +153,7 @@ def freshness(reader: Reader) -> Freshness:
     latest, spans = reader.row(
         "SELECT (SELECT max(window_start) FROM rollup_1m), COALESCE(sum(count), 0)::BIGINT FROM rollup_1h"
     )
-    lag = jobs.lag_of(reader, ROLLUP)
+    lag = max(jobs.lag(reader), key=lambda job: job.seconds_behind)
     return Freshness(
         None if latest is None else latest.replace(tzinfo=UTC) + MINUTE,
         int(spans),

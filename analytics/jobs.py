@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 
 import duckdb
 
 from analytics.definitions import ANALYTICS_DEFINITIONS
-from analytics.rollup import compact, job
-from analytics.rollup.job import JOB as ROLLUP
-from analytics.rollup.job import Done
+from analytics.rollup import compact, job, sets
+from analytics.rollup.job import Done, Memory
+from analytics.rollup.sets import BASE, DimensionSet
 from analytics.traces.job import JOB as TRACES
 from analytics.traces.job import TraceJob
 from collector.config import Config
@@ -46,33 +45,48 @@ class JobLag:
     seconds_behind: float
 
 
-def prepare(lake: Lake) -> None:
-    """Create the tables, views and macros of the jobs, and those they read, where they are missing."""
-    lake.ensure([*COLLECTOR_DEFINITIONS, *ANALYTICS_DEFINITIONS])
+def prepare(lake: Lake, config: Config | None = None) -> None:
+    """Create the tables, views and macros of the jobs, and those they read, where they are missing.
+
+    Raises OperatorError where the lake cannot be written, or has rollups of other dimensions than configured.
+    """
+    lake.ensure(COLLECTOR_DEFINITIONS)
+    sets.ensure(lake, sets.configured((config or Config()).analyze))
+    lake.ensure(ANALYTICS_DEFINITIONS)
 
 
 def run_once(
-    lake: Lake, config: Config, stop: threading.Event | None = None, progress: Progress | None = None
+    lake: Lake,
+    config: Config,
+    stop: threading.Event | None = None,
+    progress: Progress | None = None,
+    memory: Memory | None = None,
 ) -> JobsReport:
     """Bring everything up to date with the spans that are there now, or as far as `stop` lets it.
 
-    `progress(spans, spans_left)` is called after each run. Safe beside other processes that do the same.
+    `progress(spans, spans_left)` is called after each run; `memory` is for the next call of the same process. Safe
+    beside other processes that do the same. The lake must have been prepared with the same configuration.
     Raises duckdb.Error and OSError where the lake cannot be read or written; what was committed before stays.
     """
     stopping = stop or threading.Event()
-    done = {ROLLUP: roll_up(lake, config, stopping, progress)}
+    done = {job.JOB: roll_up(lake, config, stopping, progress, memory)}
     if config.analyze.trace_parts:
         done[TRACES] = TraceJob(lake, config.analyze).catch_up(stopping.is_set)
     return JobsReport(done)
 
 
-def roll_up(lake: Lake, config: Config, stop: threading.Event, progress: Progress | None = None) -> Done:
+def roll_up(
+    lake: Lake,
+    config: Config,
+    stop: threading.Event,
+    progress: Progress | None = None,
+    memory: Memory | None = None,
+) -> Done:
     """Bring the rollups up to date, and keep their files few; otherwise as `run_once`."""
-    done = job.catch_up(lake, config.analyze.spans_per_run_max, stop.is_set, progress or (lambda _spans, _left: None))
+    kept_up = sets.configured(config.analyze)
+    done = job.catch_up(lake, kept_up, config.analyze, stop.is_set, progress or (lambda _spans, _left: None), memory)
     if done.runs:
-        for table in compact.TABLES:
-            while not stop.is_set() and compact.compact(lake, table):
-                pass
+        compact.compact_all(lake, kept_up, stop.is_set)
     return done
 
 
@@ -82,20 +96,24 @@ def run_forever(lake: Lake, config: Config, stop: threading.Event) -> None:
     The tables of traces have a thread of their own, so that rollups never wait for them. An error is logged, and the
     next run of that job waits twice as long as the last, at most BACKOFF_SECONDS_MAX.
     """
-    step = partial(TraceJob(lake, config.analyze).catch_up, stop.is_set)
-    arguments = (TRACES, step, config.analyze.traces_interval_seconds, stop)
-    beside = threading.Thread(target=_repeat, name=TRACES, args=arguments)
+    memory = Memory()
+    beside = threading.Thread(target=_keep_traces, name=TRACES, args=(lake, config, stop))
     if config.analyze.trace_parts:
         beside.start()
     try:
-        _repeat(ROLLUP, lambda: roll_up(lake, config, stop), config.analyze.interval_seconds, stop)
+        _repeat(lambda: roll_up(lake, config, stop, memory=memory), config.analyze.interval_seconds, stop)
     finally:
         if beside.ident is not None:
             stop.set()
             beside.join()
 
 
-def _repeat(name: str, step: Callable[[], object], interval_seconds: float, stop: threading.Event) -> None:
+def _keep_traces(lake: Lake, config: Config, stop: threading.Event) -> None:
+    traces = TraceJob(lake, config.analyze)
+    _repeat(lambda: traces.catch_up(stop.is_set), config.analyze.traces_interval_seconds, stop)
+
+
+def _repeat(step: Callable[[], object], interval_seconds: float, stop: threading.Event) -> None:
     wait_seconds = interval_seconds
     while not stop.is_set():
         try:
@@ -103,30 +121,33 @@ def _repeat(name: str, step: Callable[[], object], interval_seconds: float, stop
             wait_seconds = interval_seconds
         except (duckdb.Error, OSError, SpanlakeError) as error:
             wait_seconds = min(wait_seconds * 2, BACKOFF_SECONDS_MAX)
-            log.warning("job %s will try again in %.0f s: %s", name, wait_seconds, error)
+            log.warning("the jobs will try again in %.0f s: %s", wait_seconds, error)
         stop.wait(wait_seconds)
 
 
-def lag(reader: Reader) -> list[JobLag]:
-    """How far the rollups, and each other job that has begun, are behind the reader's snapshot.
-
-    The rollups must exist (`prepare`).
-    """
-    begun = [name for name in (TRACES,) if reader.position(name) is not None]
-    return [lag_of(reader, name) for name in (ROLLUP, *begun)]
+def lag(reader: Reader, kept_up: Sequence[DimensionSet] = (BASE,)) -> list[JobLag]:
+    """How far each set of rollups is behind the reader's snapshot. They must exist (`prepare`)."""
+    marks = reader.positions([dimension_set.job for dimension_set in kept_up])
+    newest, behind = reader.snapshot_id(), {mark: _behind(reader, mark) for mark in set(marks.values())}
+    return [JobLag(name, position, newest, *behind[position]) for name, position in marks.items()]
 
 
-def lag_of(reader: Reader, name: str) -> JobLag:
-    """How far one job is behind the reader's snapshot."""
-    position = reader.position(name)
+def trace_lag(reader: Reader) -> JobLag:
+    """How far the tables of traces are behind the reader's snapshot."""
+    position = reader.position(TRACES)
+    return JobLag(TRACES, position, reader.snapshot_id(), *_behind(reader, position))
+
+
+def _behind(reader: Reader, position: int | None) -> tuple[int, float]:
+    """Spans that came after a mark, and the age of the first of their commits in seconds."""
     first, spans = reader.row(
         "SELECT min(snapshot_id), count(*) FROM spans WHERE snapshot_id > ?",
         [job.BEFORE_ALL if position is None else position],
     )
-    seconds = 0.0
-    if spans:
-        (seconds,) = reader.row(
-            f"SELECT epoch(now()) - epoch(min(snapshot_time)) FROM {engine.CATALOG}.snapshots() WHERE snapshot_id >= ?",
-            [first],
-        )
-    return JobLag(name, position, reader.snapshot_id(), int(spans), max(0.0, float(seconds)))
+    if not spans:
+        return 0, 0.0
+    (seconds,) = reader.row(
+        f"SELECT epoch(now()) - epoch(min(snapshot_time)) FROM {engine.CATALOG}.snapshots() WHERE snapshot_id >= ?",
+        [first],
+    )
+    return int(spans), max(0.0, float(seconds))

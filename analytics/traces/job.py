@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import polars as pl
@@ -17,7 +18,7 @@ import pyarrow as pa
 
 from analytics.rollup import compact, insertions
 from analytics.rollup.insertions import Bite
-from analytics.rollup.job import BEFORE_ALL, Behind, Done
+from analytics.rollup.job import BEFORE_ALL, Done
 from analytics.traces.changes import OF_TRACES, changes
 from analytics.traces.secret import secret_of
 from analytics.traces.source import Chunk, Window, read
@@ -31,6 +32,14 @@ log = logging.getLogger(__name__)
 
 JOB = "traces"
 SPANS_PER_RUN_MAX = 200_000
+
+
+@dataclass(frozen=True)
+class Behind:
+    """What is not done yet: the mark, and the runs that are due from there."""
+
+    position: int | None
+    bites: tuple[Bite, ...]
 
 
 class TraceJob:
@@ -100,7 +109,7 @@ class TraceJob:
 
 
 def behind(reader: Reader, spans_per_run_max: int) -> Behind:
-    """The runs that would bring the tables up to the reader's snapshot."""
+    """What would bring the tables up to the reader's snapshot."""
     position = reader.position(JOB)
     after = BEFORE_ALL if position is None else position
     return Behind(position, tuple(insertions.bites(reader, after, spans_per_run_max)))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +14,7 @@ import pyarrow as pa
 
 from collector.errors import OperatorError, RetryableError
 from collector.lake import engine
+from collector.lake.deadline import bounded
 from collector.lake.location import Location
 from collector.lake.lock import exclusive
 from collector.lake.tables import SCHEMA_VERSION, Definition
@@ -58,8 +59,12 @@ class Reader:
 
     def position(self, job: str) -> int | None:
         """How far `job` has come: the position of its last committed transaction, None before the first."""
-        position = self.row("SELECT max(position) FROM progress WHERE job = ?", [job])[0]
-        return None if position is None else int(position)
+        return self.positions([job])[job]
+
+    def positions(self, jobs: Sequence[str]) -> dict[str, int | None]:
+        """The position of each job."""
+        found = self.rows("SELECT job, max(position) FROM progress WHERE list_contains(?, job) GROUP BY job", [jobs])
+        return dict.fromkeys(jobs) | {job: int(position) for job, position in found}
 
 
 class Transaction(Reader):
@@ -88,10 +93,16 @@ class Transaction(Reader):
 
         Raises StaleProgressError where another process has moved it from `expected`: the work was done there.
         """
-        found = self.position(job)
-        if found != expected:
-            raise StaleProgressError(f"{job} stands at {found}, not at {expected}: another process did this work")
-        self._connection.execute("INSERT INTO progress VALUES (?, ?, now()::TIMESTAMP)", [job, position])
+        self.advance_all([job], expected, position)
+
+    def advance_all(self, jobs: Sequence[str], expected: int | None, position: int) -> None:
+        """As `advance`, for jobs that stand at the same position and move together."""
+        for job, found in self.positions(jobs).items():
+            if found != expected:
+                raise StaleProgressError(f"{job} stands at {found}, not at {expected}: another process did this work")
+        self._connection.execute(
+            "INSERT INTO progress SELECT unnest(?), ?, now()::TIMESTAMP", [list(jobs), position]
+        )
 
 
 class StaleProgressError(RetryableError):
@@ -108,10 +119,15 @@ class Lake:
         read_only: bool,
         memory_bytes_max: int = 512 * 2**20,
         threads: int = 2,
+        read_seconds_max: float | None = None,
     ) -> None:
-        """Attach. Raises OperatorError where there is no lake, or one of a newer schema."""
+        """Attach. `read_seconds_max` bounds the queries of each `read` together; None: no bound.
+
+        Raises OperatorError where there is no lake, or one of a newer schema.
+        """
         self.location = location
         self.read_only = read_only
+        self._read_seconds_max = read_seconds_max
         self._root = engine.connect(memory_bytes_max, threads, cache_files=read_only)
         if read_only:
             location.require()
@@ -134,12 +150,13 @@ class Lake:
 
     @contextmanager
     def read(self) -> Iterator[Reader]:
-        """A reader whose queries all see the same snapshot."""
+        """A reader whose queries all see the same snapshot. Raises QueryTimeoutError beyond `read_seconds_max`."""
         connection = self._root.cursor()
         try:
-            connection.execute(f"USE {engine.CATALOG}")
-            connection.execute("BEGIN")
-            yield Reader(connection)
+            with nullcontext() if self._read_seconds_max is None else bounded(connection, self._read_seconds_max):
+                connection.execute(f"USE {engine.CATALOG}")
+                connection.execute("BEGIN")
+                yield Reader(connection)
         finally:
             connection.close()
 
