@@ -53,9 +53,10 @@ def describe(reader: Reader, location: Location, config: Config) -> dict[str, An
 
 
 def _lags(reader: Reader, config: Config) -> list[jobs.JobLag]:
-    """The lag of the rollups, and of each set of dimensions that is not as far."""
+    """The lag of the rollups, of each set of dimensions that is not as far, and of the tables of traces."""
     base, *others = jobs.lag(reader, sets.configured(config.analyze))
-    return [base, *(lag for lag in others if lag.position != base.position)]
+    traces = [jobs.trace_lag(reader)] if config.analyze.trace_parts else []
+    return [base, *(lag for lag in others if lag.position != base.position), *traces]
 
 
 def _folded(reader: Reader) -> list[dict[str, Any]]:

@@ -39,8 +39,8 @@ def test_a_lake_at_rest(lake_folder: Path) -> None:
     assert found["latest_span"].endswith("Z")
     assert found["collector"] == {"running": False, "pid": None, "grpc": None, "http": None, "health": None}
     assert found["jobs"]["running"] is False
-    (lag,) = found["jobs"]["lag"]
-    assert (lag["job"], lag["spans_behind"], lag["seconds_behind"]) == ("rollup", 0, 0.0)
+    lags = [(lag["job"], lag["spans_behind"], lag["seconds_behind"]) for lag in found["jobs"]["lag"]]
+    assert lags == [("rollup", 0, 0.0), ("traces", 0, 0.0)]
     tables = {table["name"]: table for table in found["tables"]}
     assert tables["spans"]["files"] >= 1
     assert tables["spans"]["bytes"] == sum(
@@ -55,6 +55,7 @@ def test_the_text_form_says_the_same(lake_folder: Path) -> None:
     assert "spans      20,000, the latest started 20" in done.stdout
     assert "collector  not running" in done.stdout
     assert "rollup                 0 spans, 0.0 s behind" in done.stdout
+    assert "traces                 0 spans, 0.0 s behind" in done.stdout
 
 
 def test_a_new_lake_without_jobs_under_a_running_collector(tmp_path: Path) -> None:
