@@ -52,6 +52,10 @@ class Reader:
         rows: list[tuple[Any, ...]] = self._connection.execute(sql, parameters).fetchall()
         return rows
 
+    def has(self, name: str) -> bool:
+        """Whether the lake has a table, view or macro of this name."""
+        return (name,) in self.rows(_OBJECTS_SQL)
+
     def snapshot_id(self) -> int:
         """The newest snapshot that this reader sees."""
         return int(self.row(f"SELECT id FROM {engine.CATALOG}.current_snapshot()")[0])
@@ -108,11 +112,15 @@ class Lake:
         read_only: bool,
         memory_bytes_max: int = 512 * 2**20,
         threads: int = 2,
+        spill_folder: str = "",
     ) -> None:
-        """Attach. Raises OperatorError where there is no lake, or one of a newer schema."""
+        """Attach. Raises OperatorError where there is no lake, or one of a newer schema.
+
+        A query that needs more than `memory_bytes_max` fails, or writes to `spill_folder` where one is given.
+        """
         self.location = location
         self.read_only = read_only
-        self._root = engine.connect(memory_bytes_max, threads, cache_files=read_only)
+        self._root = engine.connect(memory_bytes_max, threads, cache_files=read_only, spill_folder=spill_folder)
         if read_only:
             location.require()
             engine.attach(self._root, location, read_only=True)
