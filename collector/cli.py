@@ -82,7 +82,7 @@ def sql(sql: str, data: str | None, format_: str, output: Path | None, config_fi
     if format_ == "parquet" and output is None and sys.stdout.isatty():
         raise click.UsageError("a Parquet file does not suit a terminal: add --output FILE")
     text = sys.stdin.read() if sql == "-" else sql
-    with _ctrl_c() as pressed, _progress_note("the query runs"):
+    with ctrl_c() as pressed, _progress_note("the query runs"):
         _answer(text, data, format_, output, config_file, pressed)
 
 
@@ -105,7 +105,7 @@ def _answer(
 
 
 @contextmanager
-def _ctrl_c() -> Iterator[threading.Event]:
+def ctrl_c() -> Iterator[threading.Event]:
     """An event that Ctrl-C sets instead of raising KeyboardInterrupt, which an import or a destructor could swallow."""
     pressed = threading.Event()
     before = signal.signal(signal.SIGINT, lambda *_: pressed.set())

@@ -27,6 +27,21 @@ class StorageConfig(Section):
     catalog: str = Field("", description="URL of the catalog; empty: SQLite in the data folder")
 
 
+class RetentionConfig(Section):
+    """How long what is stored is kept. Whole data files go, once all of their rows are old enough; 0 keeps all."""
+
+    spans_days: float = Field(0.0, ge=0, allow_inf_nan=False, description="days since a span was received")
+    rollup_minutes_days: float = Field(
+        0.0, ge=0, allow_inf_nan=False, description="days since the window of a rollup, other than those by hour"
+    )
+    rollup_hours_days: float = Field(
+        0.0, ge=0, allow_inf_nan=False, description="days since the window of a rollup by hour (its name ends in _1h)"
+    )
+    total_bytes: int = Field(
+        0, ge=0, description="bytes of all data files; beyond: the oldest spans go, however young they are"
+    )
+
+
 class CollectorConfig(Section):
     """The servers and the way to the lake."""
 
@@ -291,6 +306,7 @@ class Config(Section):
     """All of it; one field a table of the TOML file."""
 
     storage: StorageConfig = StorageConfig()
+    retention: RetentionConfig = RetentionConfig()
     collector: CollectorConfig = CollectorConfig()
     tls: TlsConfig = TlsConfig()
     telemetry: TelemetryConfig = TelemetryConfig()

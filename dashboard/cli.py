@@ -21,6 +21,7 @@ _COMMANDS = {
     "dashboard": "dashboard.cli",
     "sql": "collector.cli",
     "import": "collector.cli",
+    "maintain": "collector.storage_cli",
     "status": "dashboard.cli",
     "validate": "collector.cli",
     "tokens": "collector.tenants.cli",
