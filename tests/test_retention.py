@@ -56,7 +56,8 @@ def lake(tmp_path: Path) -> Iterator[Lake]:
         maintain.configure(lake)
         with lake.write() as transaction:
             for name in ("rollup_1m", "rollup_1h"):
-                transaction.execute(f"CREATE TABLE {name} (window_start TIMESTAMP NOT NULL, count BIGINT)")
+                columns = "window_start TIMESTAMP NOT NULL, count BIGINT, folded_series BIGINT"
+                transaction.execute(f"CREATE TABLE {name} ({columns})")
         yield lake
 
 
@@ -127,7 +128,8 @@ def test_rollups_have_ages_of_their_own(lake: Lake) -> None:
     for table in ("rollup_1m", "rollup_1h"):
         for days in (40, 20):
             window = pa.array([(time.time_ns() - days * DAY_NS) // 1000], pa.timestamp("us"))
-            rows = pa.table({"window_start": window, "count": pa.array([1], pa.int64())})
+            one, none = pa.array([1], pa.int64()), pa.array([0], pa.int64())
+            rows = pa.table({"window_start": window, "count": one, "folded_series": none})
             with lake.write() as transaction:
                 transaction.add_files(table, [write_segment(rows, lake.location.files / "main" / table)])
     retention.apply(lake, RetentionConfig(rollup_minutes_days=10, rollup_hours_days=35))
