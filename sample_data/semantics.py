@@ -46,6 +46,7 @@ FAILURES: Mapping[int, Failure] = {
     Outcome.THROTTLED: Failure(429, "RESOURCE_EXHAUSTED", "RESOURCE_EXHAUSTED", "", "tenant over its quota"),
     Outcome.UNAVAILABLE: Failure(503, "UNAVAILABLE", "UNAVAILABLE", "UNAVAILABLE", "connection refused"),
     Outcome.TIMEOUT: Failure(504, "DEADLINE_EXCEEDED", "timeout", "DEADLINE_EXCEEDED", "deadline exceeded"),
+    Outcome.INTERNAL: Failure(500, "INTERNAL", "INTERNAL", "INTERNAL", "internal error"),
 }
 
 
