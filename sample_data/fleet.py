@@ -7,9 +7,8 @@ restart once a day. Neither does any harm: whoever looks for causes must not tak
 from __future__ import annotations
 
 import numpy as np
-import numpy.typing as npt
 
-from sample_data.topology import HOSTS_PER_SERVICE, REGIONS, SERVICE_NAMES, STARTS_PER_RELEASE
+from sample_data.topology import HOSTS_PER_SERVICE, REGIONS, SERVICE_NAMES, STARTS_PER_RELEASE, Ints
 
 _DAY_SECONDS = 86_400
 _FIRST_DAY = 20_454  # 2026-01-01, the day of release 0
@@ -26,18 +25,19 @@ class Fleet:
 
     def __init__(self, seed: int) -> None:
         self._seed = seed
-        self._days: dict[int, tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]] = {}
+        self._days: dict[int, tuple[Ints, Ints]] = {}
 
-    def runs(self, second: int) -> npt.NDArray[np.int64]:
+    def runs(self, second: int) -> Ints:
         """The run of each process in `second` (since the Unix epoch), of SHAPE: region, service, host."""
         day, offset = divmod(second, _DAY_SECONDS)
         released, restarted = self._day(day)
         _, restarted_before = self._day(day - 1)
         release = day - _FIRST_DAY - (offset < released)
         restarts = np.where(offset < released, restarted_before >= 0, (restarted >= 0) & (offset >= restarted))
-        return np.maximum(release, 0) * STARTS_PER_RELEASE + restarts
+        runs: Ints = np.maximum(release, 0) * STARTS_PER_RELEASE + restarts
+        return runs
 
-    def _day(self, day: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    def _day(self, day: int) -> tuple[Ints, Ints]:
         """Seconds of the day at which each process starts in a new release and again; -1 where it does not again."""
         if day not in self._days:
             rng = np.random.default_rng([self._seed, _STREAM, max(day, 0)])

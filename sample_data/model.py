@@ -15,8 +15,8 @@ import numpy as np
 import numpy.typing as npt
 
 from sample_data.fleet import Fleet
-from sample_data.popularity import Floats, Ints, Keys, padded
-from sample_data.topology import HOSTS_PER_SERVICE, REGION_UTC_OFFSET_HOURS, Service, Topology
+from sample_data.popularity import Floats, Keys, padded
+from sample_data.topology import HOSTS_PER_SERVICE, REGION_UTC_OFFSET_HOURS, Ints, Service, Topology
 
 Bools = npt.NDArray[np.bool_]
 

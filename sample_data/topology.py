@@ -10,6 +10,9 @@ from dataclasses import dataclass
 from enum import IntEnum
 
 import numpy as np
+import numpy.typing as npt
+
+Ints = npt.NDArray[np.int64]
 
 REGIONS = ("us-east-1", "us-west-2", "eu-west-1", "ap-southeast-2")
 REGION_UTC_OFFSET_HOURS = (-5.0, -8.0, 0.0, 10.0)
@@ -180,6 +183,11 @@ def instance_index(service: int, region: int, host: int, run: int = 0) -> int:
 
     `run` counts what ran there one after the other: STARTS_PER_RELEASE for each release of the service.
     """
+    return run * PROCESSES + (region * len(SERVICE_NAMES) + service) * HOSTS_PER_SERVICE + host
+
+
+def instance_indices(service: int | Ints, region: Ints, host: Ints, run: Ints) -> Ints:
+    """`instance_index` of each."""
     return run * PROCESSES + (region * len(SERVICE_NAMES) + service) * HOSTS_PER_SERVICE + host
 
 
