@@ -76,7 +76,7 @@ class Service(IntEnum):
 SERVICE_NAMES = ("api-gateway", "cache", "topics", "subscriber")
 SERVICE_VERSIONS = ((4, 12), (2, 31), (1, 9), (3, 0))
 PROCESSES = len(REGIONS) * len(SERVICE_NAMES) * HOSTS_PER_SERVICE
-STARTS_PER_RELEASE = 4
+STARTS_PER_RELEASE = 32
 _RELEASES_PER_MINOR = 10
 
 
