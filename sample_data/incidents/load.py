@@ -34,7 +34,7 @@ def noisy_neighbour(scene: Scene) -> Incident:
         wave = 0.5 + 0.5 * np.sin(2 * np.pi * moment.elapsed / _NOISE_PERIOD_SECONDS)
         load = moment.level * (0.35 + 0.65 * wave)
         mine = _at(operations, region) & (operations.tenant == culprit)
-        others = np.count_nonzero(_on_host(operations, region, host) & (operations.tenant != culprit))
+        others = _count(_on_host(operations, region, host) & (operations.tenant != culprit))
         extra = _drawn(operations, mine, load * _NOISY_LOAD * others, moment.rng)
         run = int(fleet.runs(moment.second)[region, Service.CACHE, host])
         together = joined([operations, _moved(_as_batches(extra), host, run)])
@@ -61,14 +61,14 @@ def hot_key(scene: Scene) -> Incident:
     def effect(operations: Operations, moment: Moment) -> Operations:
         gets = (operations.kind == Kind.GET) & (operations.tenant == tenant) & (operations.region == region)
         gets &= (operations.store == cache) & (operations.outcome == Outcome.OK)
-        extra = _drawn(operations, gets, (factor - 1) * moment.level * np.count_nonzero(gets), moment.rng)
+        extra = _drawn(operations, gets, (factor - 1) * moment.level * _count(gets), moment.rng)
         n = len(extra.start_ns)
         run = int(fleet.runs(moment.second)[region, Service.CACHE, host])
         extra = replace(
             extra, key=np.full(n, _HOT_KEY_RANK), server_host=np.full(n, host), server_run=np.full(n, run),
             hit=np.ones(n, np.bool_),
         )  # fmt: skip
-        before = np.count_nonzero(_on_host(operations, region, host))
+        before = _count(_on_host(operations, region, host))
         together = joined([operations, extra])
         return loaded(together, _on_host(together, region, host), _crowded(before, n), moment.rng)
 
@@ -86,11 +86,11 @@ def tenant_burst(scene: Scene) -> Incident:
 
     def effect(operations: Operations, moment: Moment) -> Operations:
         mine = operations.tenant == tenant
-        extra = _drawn(operations, mine, (factor - 1) * moment.level * np.count_nonzero(mine), moment.rng)
+        extra = _drawn(operations, mine, (factor - 1) * moment.level * _count(mine), moment.rng)
         together = joined([operations, extra])
         for region in np.unique(extra.region).tolist():
-            before = np.count_nonzero((operations.region == region) & (operations.kind != Kind.PUBLISH))
-            added = np.count_nonzero(extra.region == region)
+            before = _count((operations.region == region) & (operations.kind != Kind.PUBLISH))
+            added = _count(extra.region == region)
             there = (together.region == region) & (together.kind != Kind.PUBLISH)
             together = loaded(together, there, _crowded(before, added), moment.rng)
         return together
@@ -113,7 +113,7 @@ def mix_shift(scene: Scene) -> Incident:
     def effect(operations: Operations, moment: Moment) -> Operations:
         there = operations.region == region
         mine = there & (operations.tenant == grows)
-        extra = _drawn(operations, mine, (factor - 1) * moment.level * np.count_nonzero(mine), moment.rng)
+        extra = _drawn(operations, mine, (factor - 1) * moment.level * _count(mine), moment.rng)
         losing = np.flatnonzero(there & (operations.tenant == loses))
         gone = moment.rng.permutation(losing)[: len(extra.start_ns)]
         kept = np.setdiff1d(np.arange(len(operations.start_ns)), gone)
@@ -149,7 +149,7 @@ def retry_storm(scene: Scene) -> Incident:
             )
             parts.append(_failing(retried, region, moment.level * probability, moment.rng))
         together = joined(parts)
-        before, all_calls = (np.count_nonzero(_at(it, region)) for it in (operations, together))
+        before, all_calls = _count(_at(operations, region)), _count(_at(together, region))
         return slowed(together, _at(together, region), 1 + 0.5 * (all_calls / max(before, 1) - 1), moment.rng)
 
     return scene.incident(
@@ -204,6 +204,10 @@ def _moved(operations: Operations, host: int, run: int) -> Operations:
     key = np.where(key < KEYS_PER_CACHE, key, key - HOSTS_PER_SERVICE)
     n = len(key)
     return replace(operations, key=key, server_host=np.full(n, host), server_run=np.full(n, run))
+
+
+def _count(which: Bools) -> int:
+    return int(np.count_nonzero(which))
 
 
 def _crowded(before: int, added: int) -> float:

@@ -110,7 +110,7 @@ class Scene:
         return tuple(t.name for i, t in enumerate(self.topology.tenants) if using[i] > 0 and i != but)
 
     def incident(
-        self, effect: Effect, measure: str, factor: float, *, leaves_traces: bool = False, **place: object
+        self, effect: Effect, measure: str, factor: float, *, leaves_traces: bool = False, **place: Any
     ) -> Incident:
         """The incident with this effect. Raises ValueError where a parameter that was given means nothing to it."""
         for name in self.given:
