@@ -191,6 +191,40 @@ class AnalyzeConfig(Section):
     spans_per_run_max: int = Field(2_000_000, ge=1000, description="spans a run reads before it commits")
 
 
+class Objective(Section):
+    """What a class of operations promises: a share of spans that neither fail nor take longer than a threshold."""
+
+    component: str = ""
+    service: str = ""
+    operation: str = ""
+    target: float = Field(0.999, gt=0, lt=1)
+    latency_ms: float | None = Field(None, gt=0)
+
+
+DEFAULT_OBJECTIVES = {
+    "cache": Objective(component="cache", target=0.99, latency_ms=10),
+    "topics": Objective(component="topic", target=0.99, latency_ms=100),
+}
+
+
+class InsightConfig(Section):
+    """What counts as a finding."""
+
+    enabled: bool = Field(True, description="look for findings each minute, as part of the jobs")
+    history_minutes: int = Field(180, ge=20, le=1440, description="minutes of detail that the last ones are compared with")
+    recent_minutes: int = Field(15, ge=3, le=240, description="minutes, the newest, that are judged")
+    volume_min: int = Field(60, ge=1, description="spans that a place needs in the minutes that are judged")
+    ratio_min: float = Field(1.5, gt=1, description="least ratio to the usual that is worth telling")
+    deviation_min: float = Field(6.0, gt=0, description="least distance from the usual, in standard deviations")
+    false_discovery_rate: float = Field(0.001, gt=0, lt=1, description="of Benjamini and Hochberg, within each family")
+    resolve_minutes: int = Field(3, ge=1, description="minutes without a finding after which it is resolved")
+    objectives: dict[str, Objective] = Field(
+        DEFAULT_OBJECTIVES,
+        description="service level objectives: a table [insight.objectives.NAME] with component, service and operation "
+        "(empty: any), target (share of good spans) and latency_ms (longer is not good)",
+    )
+
+
 class QueryConfig(Section):
     """Bounds of SQL queries by users and pages."""
 
@@ -218,5 +252,6 @@ class Config(Section):
     limits: LimitsConfig = LimitsConfig()
     mapping: MappingConfig = MappingConfig()
     analyze: AnalyzeConfig = AnalyzeConfig()
+    insight: InsightConfig = InsightConfig()
     query: QueryConfig = QueryConfig()
     dashboard: DashboardConfig = DashboardConfig()
