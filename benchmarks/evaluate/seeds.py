@@ -1,0 +1,35 @@
+"""All scenarios of one seed, in a process of its own."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+from benchmarks.evaluate.live import Live
+from benchmarks.evaluate.scenarios import HISTORY_MINUTES, Platforms
+from benchmarks.evaluate.scoring import Result, judge
+from collector.config import InsightConfig
+
+WARM_UP_MINUTES = 10
+
+
+def run_seed(seed: int, kinds: Sequence[str], factor: float | None, quiet_minutes: int) -> list[Result]:
+    """Judge a scenario of each kind; progress goes to stderr.
+
+    What is open when the incident begins, after WARM_UP_MINUTES of looking, is nobody's success or failure; `quiet`
+    counts it.
+    """
+    platforms, live = Platforms(seed), Live(InsightConfig())
+    warm_up = live.run(platforms.before, platforms.minutes(HISTORY_MINUTES - WARM_UP_MINUTES, HISTORY_MINUTES))
+    known = {finding.identity for minute in warm_up for finding in minute.told}
+    results = []
+    for kind in kinds:
+        if kind == "quiet":
+            scenario = platforms.quiet(quiet_minutes)
+            minutes = warm_up + live.fork().run(scenario.evidence, scenario.minutes)
+            results.append(judge(kind, seed, None, minutes))
+        else:
+            scenario = platforms.with_incident(kind, factor)
+            results.append(judge(kind, seed, scenario.truth, live.fork().run(scenario.evidence, scenario.minutes), known))
+        print(f"seed {seed} {kind}: told after {results[-1].minutes_to_detect} min", file=sys.stderr, flush=True)
+    return results
