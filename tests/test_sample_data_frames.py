@@ -20,6 +20,8 @@ from sample_data.columns import joined
 from sample_data.encoding import protobuf_request
 from sample_data.frame_assembly import ATTRIBUTE_KEYS, COLUMNS
 from sample_data.frames import Frames
+from sample_data.incidents.catalogue import incident
+from sample_data.incidents.incident import Platform
 from sample_data.model import Operations, Outcome, Workload
 from sample_data.topology import STARTS_PER_RELEASE, Topology, build_topology
 from sample_data.tracing import SpanBuilder
@@ -88,6 +90,14 @@ def test_a_frame_is_what_the_collector_decodes(seed: int, tenants: int, second: 
     expected, found = decoded(topology, operations), Frames(topology).spans(operations)
     assert found.height == expected.height
     assert_frame_equal(comparable(found), comparable(expected))
+
+
+@pytest.mark.parametrize("kind", ["noisy_neighbour", "retry_storm", "deploy_errors", "clock_skew", "lost_deliveries"])
+def test_a_frame_with_an_incident_is_what_the_collector_decodes(kind: str) -> None:
+    topology = build_topology(2, 12)
+    platform = Platform(Workload(topology, 2, 120.0), [incident(kind, topology, 2, START, 300)])
+    operations = joined([platform.operations(START + second) for second in (60, 250, 301)])
+    assert_frame_equal(comparable(Frames(topology).spans(operations)), comparable(decoded(topology, operations)))
 
 
 def test_columns_have_the_names_and_types_of_the_table() -> None:

@@ -11,11 +11,11 @@ from dataclasses import dataclass
 import numpy as np
 import polars as pl
 
+from analytics.insight import telling
 from analytics.insight.finding import Finding, Kind, Place
 from analytics.insight.locating import locate
 from analytics.insight.panel import Bools, Floats, Measure, Panel
 from analytics.insight.scene import Groups, Scene
-from analytics.insight import telling
 
 LEVELS = (
     ("region",),

@@ -7,7 +7,6 @@ share it is told by the effective number of tenants (inverse Simpson index of th
 from __future__ import annotations
 
 import numpy as np
-import polars as pl
 
 from analytics.insight import telling
 from analytics.insight.finding import Effect, Finding, Kind, Place

@@ -28,7 +28,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--seeds", type=_seeds, default=range(1, 6), metavar="A-B", help="1000-1999 are for judging only (1-5)")
     add("--kinds", nargs="+", choices=KINDS, default=KINDS, metavar="KIND", help=f"of {', '.join(KINDS)} (all)")
     add("--factor", type=float, help="effect size of all incidents, instead of one drawn for each")
-    add("--quiet-minutes", type=int, default=240, help="quiet time a seed, after the history (240)")
+    add("--quiet-minutes", type=int, default=120, help="quiet time a seed, after the history (120)")
     add("--jobs", type=int, default=os.cpu_count(), help="processes (one a core)")
     add("--output", type=Path, metavar="FILE", help="write the results there as JSON, too")
     add("--misses", type=Path, metavar="FILE", help="write there what went wrong, a line each")
@@ -87,7 +87,7 @@ def _seeds(text: str) -> range:
         seeds = range(int(first), int(last or first) + 1)
     except ValueError:
         seeds = range(0)
-    if not len(seeds):
+    if not seeds:
         raise argparse.ArgumentTypeError(f"seeds are {text!r}, expected such as 1-5 or 1000-1004")
     return seeds
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from benchmarks.evaluate.live import Live
 from benchmarks.evaluate.scenarios import HISTORY_MINUTES, Platforms
-from benchmarks.evaluate.scoring import Result, judge
+from benchmarks.evaluate.scoring import Result, judge, misses
 from collector.config import InsightConfig
 
 WARM_UP_MINUTES = 10
@@ -30,6 +30,14 @@ def run_seed(seed: int, kinds: Sequence[str], factor: float | None, quiet_minute
             results.append(judge(kind, seed, None, minutes))
         else:
             scenario = platforms.with_incident(kind, factor)
-            results.append(judge(kind, seed, scenario.truth, live.fork().run(scenario.evidence, scenario.minutes), known))
-        print(f"seed {seed} {kind}: told after {results[-1].minutes_to_detect} min", file=sys.stderr, flush=True)
+            minutes = live.fork().run(scenario.evidence, scenario.minutes)
+            results.append(judge(kind, seed, scenario.truth, minutes, known))
+        print(progress(results[-1]), file=sys.stderr, flush=True)
     return results
+
+
+def progress(result: Result) -> str:
+    """What came of a scenario, in a few lines."""
+    found = f"told after {result.minutes_to_detect} min, rank {result.rank}" if result.detected else "no cause told"
+    about = f"{len(result.told)} findings, {result.cpu_seconds_per_minute:.2f} s of CPU a minute"
+    return "\n".join([f"{result.kind} seed={result.seed}: {found}, {about}", *misses([result])])

@@ -51,8 +51,8 @@ def noisy_neighbour(scene: Scene) -> Incident:
 def hot_key(scene: Scene) -> Incident:
     """Everybody at a tenant asks for one key of a cache; the key's host is as busy as that makes it."""
     factor = scene.factor(2, 10)
-    region = scene.region(scene.traffic)
-    tenant = scene.tenant(scene.traffic[:, region])
+    tenant = scene.tenant(scene.traffic.sum(axis=1))
+    region = scene.region(scene.traffic[[tenant]])
     caches = scene.topology.tenants[tenant].caches
     cache = scene.destination([c.name for c in caches], store_weights(len(caches)))
     host = int(key_host(np.array([tenant]), np.array([cache]), np.array([_HOT_KEY_RANK]))[0])

@@ -73,7 +73,8 @@ class Scene:
     def tenant(self, traffic: Floats, largest: int = 8, skip: int = 0) -> int:
         """One of the `largest` tenants by `traffic` after the first `skip`, drawn evenly.
 
-        Tenants with less than _TENANT_SHARE_MIN are not among them, unless there is no other.
+        Tenants with less than _TENANT_SHARE_MIN are not among them, unless there is no other. Raises ValueError where
+        the one that is asked for has no traffic.
         """
         names = [tenant.name for tenant in self.topology.tenants]
         order = np.argsort(-traffic, kind="stable")
@@ -81,7 +82,10 @@ class Scene:
         enough = order[traffic[order] >= _TENANT_SHARE_MIN]
         order = enough if len(enough) else order[:1]
         chosen = order[min(skip, max(0, len(order) - 1)) :][:largest]
-        return self._chosen("tenant", names, np.isin(np.arange(len(names)), chosen).astype(float))
+        found = self._chosen("tenant", names, np.isin(np.arange(len(names)), chosen).astype(float))
+        if not traffic[found]:
+            raise ValueError(f"tenant of {self.kind} is {names[found]!r}, without such traffic there: give another")
+        return found
 
     def service(self, *services: Service) -> Service:
         """One of these services."""
