@@ -16,7 +16,7 @@ from pathlib import Path
 from benchmarks import machine
 from benchmarks.evaluate.matching import RULES
 from benchmarks.evaluate.scoring import Result, Row, misses, table
-from benchmarks.evaluate.seeds import run_seed
+from benchmarks.evaluate.seeds import Plan, run_seed
 
 KINDS = (*RULES, "quiet")
 
@@ -28,6 +28,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--seeds", type=_seeds, default=range(1, 6), metavar="A-B", help="1000-1999 are for judging only (1-5)")
     add("--kinds", nargs="+", choices=KINDS, default=KINDS, metavar="KIND", help=f"of {', '.join(KINDS)} (all)")
     add("--factor", type=float, help="effect size of all incidents, instead of one drawn for each")
+    add("--rate", type=float, default=200.0, help="mean operations a second, of about 3.7 spans each (200)")
+    add("--history-minutes", type=int, default=75, help="before each incident (75)")
     add("--quiet-minutes", type=int, default=120, help="quiet time a seed, after the history (120)")
     add("--jobs", type=int, default=os.cpu_count(), help="processes (one a core)")
     add("--output", type=Path, metavar="FILE", help="write the results there as JSON, too")
@@ -35,9 +37,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser.parse_args(argv)
     os.environ["POLARS_MAX_THREADS"] = "1"  # for the processes that are started: there are as many as cores
     began = time.monotonic()
-    tasks = [(seed, tuple(options.kinds), options.factor, options.quiet_minutes) for seed in options.seeds]
+    plans = [
+        Plan(
+            seed=seed,
+            kinds=tuple(options.kinds),
+            factor=options.factor,
+            operations_per_second=options.rate,
+            history_minutes=options.history_minutes,
+            quiet_minutes=options.quiet_minutes,
+        )
+        for seed in options.seeds
+    ]
     with ProcessPoolExecutor(options.jobs, multiprocessing.get_context("spawn")) as pool:
-        results = [result for found in pool.map(run_seed, *zip(*tasks, strict=True)) for result in found]
+        results = [result for found in pool.map(run_seed, plans) for result in found]
     results.sort(key=lambda result: (KINDS.index(result.kind), result.seed))
     _report(results, options, time.monotonic() - began)
     return 0
@@ -49,6 +61,8 @@ def _report(results: Sequence[Result], options: argparse.Namespace, seconds: flo
     cpu = sum(r.cpu_seconds_per_minute for r in results) / len(results)
     about = machine.describe() | {
         "seeds": [options.seeds[0], options.seeds[-1]],
+        "operations_per_second": options.rate,
+        "history_minutes": options.history_minutes,
         "took_seconds": round(seconds),
         "engine_cpu_seconds_per_minute": round(cpu, 3),
     }

@@ -1,10 +1,12 @@
 """Whether a finding tells of an incident: the rule, as pure functions.
 
-A finding is the incident's **cause** if its kind is one of the incident's causes, it was told between the incident's
-start and GRACE after its end, and its place does not contradict: of region, host, version and destination (for
-releases also the service), what both name is the same, and at least one of PLACE_OF the kind is named and the same.
-It is a **symptom** if its kind is one of the symptoms, it was told until AFTERMATH after the end, region and
-destination do not contradict, and of the tenants both name at least one is the same. Everything else is a false alarm.
+A finding is told at the right place if nothing contradicts: of region, host, version and destination (for causes that
+are releases also the service), what both the finding and the truth name is the same.
+It is the incident's **cause** if its kind is one of the incident's causes, it is told at the right place, after the
+start and at most GRACE after the end, and names at least one part of what makes the place of this kind (RULES).
+It is a **symptom** if its kind is one of the causes or symptoms, it is told at the right place, after the start and at
+most AFTERMATH after the end, and of the tenants that both name at least one is the same.
+Everything else is a **false** alarm.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ Verdict = Literal["cause", "symptom", "false"]
 
 GRACE = timedelta(minutes=3)
 AFTERMATH = timedelta(minutes=8)
+_PLACE = ("region", "host", "version", "destination")
 _SLOWER = frozenset({"latency", "slo_burn", "blast_radius", "forecast"})
 _FAILING = frozenset({"errors", "region_errors", "slo_burn", "blast_radius", "forecast"})
 _MORE = frozenset({"burst", "traffic_surge"})
@@ -87,12 +90,13 @@ def verdict(told: Told, at: datetime, truth: Truth | None) -> Verdict:
     since_end = at.timestamp() - truth.end_second
     if since_start <= 0:
         return "false"
-    if told.kind in rule.causes and since_end <= GRACE.total_seconds() and _is_there(told, truth, rule):
+    is_cause, is_symptom = told.kind in rule.causes, told.kind in rule.symptoms
+    fields = _PLACE + (("service",) if is_cause and "version" in rule.place else ())
+    if not (is_cause or is_symptom) or _contradict(told, truth, fields):
+        return "false"
+    if is_cause and since_end <= GRACE.total_seconds() and any(_same(told, truth, name) for name in rule.place):
         return "cause"
-    near = not _contradict(told, truth, ("region", "destination")) and _share_tenants(told, truth)
-    if told.kind in rule.causes | rule.symptoms and since_end <= AFTERMATH.total_seconds() and near:
-        return "symptom"
-    return "false"
+    return "symptom" if since_end <= AFTERMATH.total_seconds() and _share_tenants(told, truth) else "false"
 
 
 def names_place(told: Told, truth: Truth) -> bool:
@@ -107,11 +111,6 @@ def names_tenant(told: Told, truth: Truth) -> bool:
     if not truth.tenants:
         return True
     return bool(told.tenants) and set(told.tenants) <= set(truth.tenants)
-
-
-def _is_there(told: Told, truth: Truth, rule: Rule) -> bool:
-    fields = ("region", "host", "version", "destination") + (("service",) if "version" in rule.place else ())
-    return not _contradict(told, truth, fields) and any(_same(told, truth, name) for name in rule.place)
 
 
 def _contradict(told: Told, truth: Truth, names: tuple[str, ...]) -> bool:

@@ -21,11 +21,8 @@ from sample_data.model import Workload
 from sample_data.topology import build_topology
 
 RESERVED = range(1000, 2000)
-OPERATIONS_PER_SECOND = 200.0
 TENANTS = 48
-HISTORY_MINUTES = 75
-RECOVERY_MINUTES = 10
-QUIET_MINUTES = 120
+RECOVERY_MINUTES = 6
 STRETCH_MINUTES = 5
 _FIRST_SECOND = 1_790_000_000 // 60 * 60
 _WEEK_MINUTES = 7 * 24 * 60
@@ -50,9 +47,11 @@ class Scenario:
 class Platforms:
     """The scenarios of one seed; they share their history."""
 
-    def __init__(self, seed: int, operations_per_second: float = OPERATIONS_PER_SECOND) -> None:
+    def __init__(self, seed: int, operations_per_second: float, history_minutes: int) -> None:
+        """The history is rounded up to STRETCH_MINUTES."""
         rng = np.random.default_rng([seed, 7])
         self.seed = seed
+        self.history_minutes = -(-history_minutes // STRETCH_MINUTES) * STRETCH_MINUTES
         self.start_second = _FIRST_SECOND + 60 * int(rng.integers(_WEEK_MINUTES))
         self._lengths = {low: int(rng.integers(*low)) for low in (_MINUTES_USUAL, *_MINUTES.values())}
         self._topology = build_topology(seed, TENANTS)
@@ -63,29 +62,31 @@ class Platforms:
     @property
     def incident_second(self) -> int:
         """When the incidents of this seed begin."""
-        return self.start_second + 60 * HISTORY_MINUTES
+        return self.start_second + 60 * self.history_minutes
 
     @cached_property
     def before(self) -> Evidence:
         """The history before the incident."""
-        return Evidence.concat([self._stretch(minute, None) for minute in range(0, HISTORY_MINUTES, STRETCH_MINUTES)])
+        return Evidence.concat(
+            [self._stretch(minute, None) for minute in range(0, self.history_minutes, STRETCH_MINUTES)]
+        )
 
     def with_incident(self, kind: str, factor: float | None = None) -> Scenario:
         """An incident of this kind after the history, and the recovery."""
         lasts = self._lengths[_MINUTES.get(kind, _MINUTES_USUAL)]
         given = {} if factor is None else {"factor": str(factor)}
         scripted = incident(kind, self._topology, self.seed, self.incident_second, 60 * lasts, given)
-        end = HISTORY_MINUTES + lasts + RECOVERY_MINUTES
-        stretches = [self._stretch(minute, scripted) for minute in range(HISTORY_MINUTES, end, STRETCH_MINUTES)]
+        end = self.history_minutes + lasts + RECOVERY_MINUTES
+        stretches = [self._stretch(minute, scripted) for minute in range(self.history_minutes, end, STRETCH_MINUTES)]
         evidence = Evidence.concat([self.before, *stretches])
-        return Scenario(kind, self.seed, scripted.truth, evidence, self.minutes(HISTORY_MINUTES, end))
+        return Scenario(kind, self.seed, scripted.truth, evidence, self.minutes(self.history_minutes, end))
 
-    def quiet(self, minutes: int = QUIET_MINUTES) -> Scenario:
+    def quiet(self, minutes: int) -> Scenario:
         """Nothing but ordinary days after the history."""
-        end = HISTORY_MINUTES + minutes
-        stretches = [self._stretch(minute, None) for minute in range(HISTORY_MINUTES, end, STRETCH_MINUTES)]
+        end = self.history_minutes + minutes
+        stretches = [self._stretch(minute, None) for minute in range(self.history_minutes, end, STRETCH_MINUTES)]
         evidence = Evidence.concat([self.before, *stretches])
-        return Scenario("quiet", self.seed, None, evidence, self.minutes(HISTORY_MINUTES, end))
+        return Scenario("quiet", self.seed, None, evidence, self.minutes(self.history_minutes, end))
 
     def minutes(self, first: int, last: int) -> tuple[datetime, ...]:
         """Ends of the minutes from `first` to before `last`, counted from the start of the history."""

@@ -82,9 +82,7 @@ def judge(kind: str, seed: int, truth: Truth | None, minutes: Sequence[Minute], 
         for finding in minute.told:
             if finding.identity not in seen:
                 seen.add(finding.identity)
-                told.append(
-                    Judged(minute.at, finding.kind, verdict(finding, minute.at, truth), finding.sentence)
-                )
+                told.append(Judged(minute.at, finding.kind, verdict(finding, minute.at, truth), finding.sentence))
     expects = truth is not None and bool(RULES[truth.kind].causes)
     quiet = 0 if expects else len(minutes)
     cpu = sum(minute.seconds for minute in minutes) / max(1, len(minutes))

@@ -4,34 +4,48 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from benchmarks.evaluate.live import Live
-from benchmarks.evaluate.scenarios import HISTORY_MINUTES, Platforms
+from benchmarks.evaluate.scenarios import Platforms
 from benchmarks.evaluate.scoring import Result, judge, misses
 from collector.config import InsightConfig
 
 WARM_UP_MINUTES = 10
 
 
-def run_seed(seed: int, kinds: Sequence[str], factor: float | None, quiet_minutes: int) -> list[Result]:
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What is run with a seed; a `factor` of None is drawn for each incident."""
+
+    seed: int
+    kinds: Sequence[str]
+    factor: float | None
+    operations_per_second: float
+    history_minutes: int
+    quiet_minutes: int
+
+
+def run_seed(plan: Plan) -> list[Result]:
     """Judge a scenario of each kind; progress goes to stderr.
 
     What is open when the incident begins, after WARM_UP_MINUTES of looking, is nobody's success or failure; `quiet`
     counts it.
     """
-    platforms, live = Platforms(seed), Live(InsightConfig())
-    warm_up = live.run(platforms.before, platforms.minutes(HISTORY_MINUTES - WARM_UP_MINUTES, HISTORY_MINUTES))
+    platforms = Platforms(plan.seed, plan.operations_per_second, plan.history_minutes)
+    live, last = Live(InsightConfig()), platforms.history_minutes
+    warm_up = live.run(platforms.before, platforms.minutes(last - WARM_UP_MINUTES, last))
     known = {finding.identity for minute in warm_up for finding in minute.told}
     results = []
-    for kind in kinds:
+    for kind in plan.kinds:
         if kind == "quiet":
-            scenario = platforms.quiet(quiet_minutes)
+            scenario = platforms.quiet(plan.quiet_minutes)
             minutes = warm_up + live.fork().run(scenario.evidence, scenario.minutes)
-            results.append(judge(kind, seed, None, minutes))
+            results.append(judge(kind, plan.seed, None, minutes))
         else:
-            scenario = platforms.with_incident(kind, factor)
+            scenario = platforms.with_incident(kind, plan.factor)
             minutes = live.fork().run(scenario.evidence, scenario.minutes)
-            results.append(judge(kind, seed, scenario.truth, minutes, known))
+            results.append(judge(kind, plan.seed, scenario.truth, minutes, known))
         print(progress(results[-1]), file=sys.stderr, flush=True)
     return results
 
