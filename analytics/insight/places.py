@@ -11,11 +11,11 @@ from dataclasses import dataclass
 import numpy as np
 import polars as pl
 
+from analytics.insight import telling
 from analytics.insight.finding import Finding, Kind, Place
 from analytics.insight.locating import locate
 from analytics.insight.panel import Bools, Floats, Measure, Panel
 from analytics.insight.scene import Groups, Scene
-from analytics.insight import telling
 
 LEVELS = (
     ("region",),
@@ -26,6 +26,7 @@ LEVELS = (
 _NETWORK = "network"
 _OWN_TIME_SHARE = 0.6
 _BROAD = 0.5
+_EFFECT_MIN = 1.25
 
 
 @dataclass(frozen=True)
@@ -92,7 +93,7 @@ def _latency(scene: Scene, trouble: Trouble) -> Finding | None:
         operation = deeper.get("operation")
         own[own] = left
         which = own
-    effect = telling.latency_effect(panel, which, trouble.since)
+    effect = telling.latency_effect(panel, which, trouble.since, trouble.what)
     hurt = telling.impact(scene, panel, measure, which, trouble.since)
     tenant = located.get("tenant")
     broad = tenant is None and slow in (None, _NETWORK) and hurt.share >= _BROAD
@@ -168,7 +169,7 @@ def _told(
     effect: telling.Effect, which: Bools, network: bool,
 ) -> Finding | None:  # fmt: skip
     errors = trouble.what == "errors"
-    if effect.ratio < scene.config.ratio_min and trouble.what != "very_slow":
+    if effect.ratio < _EFFECT_MIN:
         return None
     panel, measure = scene.panel("base"), scene.measure("base", trouble.what)
     if errors:
