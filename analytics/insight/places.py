@@ -27,6 +27,7 @@ _NETWORK = "network"
 _OWN_TIME_SHARE = 0.6
 _BROAD = 0.5
 _EFFECT_MIN = 1.25
+_ERRORS_MIN = 0.003
 
 
 @dataclass(frozen=True)
@@ -143,6 +144,8 @@ def _errors(scene: Scene, trouble: Trouble) -> Finding | None:
     deeper, left = locate(panel.keys.filter(pl.Series(which)), part, part_expected, ("operation",))
     which[which] = left
     effect = telling.share_effect("error_rate", measure, which, trouble.since)
+    if effect.value - effect.baseline < _ERRORS_MIN:
+        return None
     hurt = telling.impact(scene, panel, measure, which, trouble.since)
     tenant = located.get("tenant")
     broad = tenant is None and hurt.share >= _BROAD and not service and "operation" not in deeper

@@ -78,7 +78,7 @@ def skew(spans: pl.DataFrame) -> pl.DataFrame:
         parent_region=_text("region"),
     )  # fmt: skip
     pairs = _caused(spans).join(causes, on=["trace_id", "span_id"])
-    same_region = pl.col("region").eq_missing("parent_region")
+    same_region = pl.col("region").eq_missing(pl.col("parent_region"))
     middle = pl.col("begin") + pl.col("duration_ns") // 2 - pl.col("cause_begin") - pl.col("cause_ns") // 2
     ends_after = pl.col("begin") + pl.col("duration_ns") > pl.col("cause_begin") + pl.col("cause_ns")
     late = pl.col("is_server") & ends_after & (pl.col("duration_ns") <= pl.col("cause_ns"))
