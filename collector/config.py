@@ -184,11 +184,63 @@ class MappingConfig(Section):
     )
 
 
+BASE_SET = "base"
+DIMENSIONS = (
+    "region", "zone", "tenant", "service_name", "component", "operation", "kind", "host", "service_version",
+    "service_instance_id", "destination", "error_type", "environment", "http_status",
+)  # fmt: skip
+"""Columns of spans that rollups can have as dimensions."""
+DIMENSION_SETS: dict[str, list[str]] = {
+    "host": ["region", "host", "tenant", "service_name", "kind"],
+    "version": ["region", "service_name", "service_version", "service_instance_id", "operation", "kind"],
+    "destination": ["region", "tenant", "component", "destination", "operation", "kind"],
+    "error": ["region", "tenant", "service_name", "operation", "kind", "error_type"],
+}
+
+
+def _set_name(name: str) -> str:
+    if name == BASE_SET:
+        raise ValueError(f"the set {BASE_SET!r} is always there, in rollup_1m and rollup_1h; expected another name")
+    if not re.fullmatch(r"[a-z][a-z0-9_]{0,39}", name):
+        raise ValueError("expected a name of a to z, 0 to 9 and _ that begins with a letter, of at most 40 characters")
+    return name
+
+
+def _dimensions(names: list[str]) -> list[str]:
+    unknown = [name for name in names if name not in DIMENSIONS]
+    if unknown or len(set(names)) != len(names):
+        raise ValueError(f"expected different ones of {', '.join(DIMENSIONS)}, or [] for no such rollups")
+    return names
+
+
+_SetName = Annotated[str, AfterValidator(_set_name)]
+_Dimensions = Annotated[list[str], AfterValidator(_dimensions)]
+
+
 class AnalyzeConfig(Section):
-    """The jobs."""
+    """The jobs, and how many different values rollups keep apart before they fold the rest into `(overflow)`."""
 
     interval_seconds: float = Field(2.0, gt=0, description="time between runs")
     spans_per_run_max: int = Field(2_000_000, ge=1000, description="spans a run reads before it commits")
+    regions_max: int = Field(1000, ge=1, description="regions in an hour of a rollup; also zones, environments")
+    tenants_max: int = Field(10_000, ge=1, description="tenants in an hour of a rollup")
+    services_per_tenant_max: int = Field(1000, ge=1, description="services of a tenant in an hour of a rollup")
+    operations_per_service_max: int = Field(
+        1000, ge=1, description="operations of a service in an hour of a rollup; also hosts, versions, error types, ..."
+    )
+    combinations_per_service_max: int = Field(
+        10_000, ge=1, description="combinations of operation, host, version, ... of a service in an hour of a rollup"
+    )
+    dimension_sets: dict[_SetName, _Dimensions] = Field(
+        DIMENSION_SETS,
+        description="rollups by further dimensions, as tables rollup_NAME_1m and rollup_NAME_1h; a name with [] "
+        "has none, a default that is not named stays",
+    )
+
+    @field_validator("dimension_sets")
+    @classmethod
+    def _with_defaults(cls, sets: dict[str, list[str]]) -> dict[str, list[str]]:
+        return {**DIMENSION_SETS, **sets}
 
 
 class Objective(Section):
