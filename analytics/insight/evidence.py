@@ -14,7 +14,7 @@ import polars as pl
 
 from analytics.buckets import bucket_index
 from analytics.insight import traced
-from analytics.rollup.partials import UNKNOWN_REGION
+from analytics.rollup.partials import UNKNOWN
 
 BASE = ("region", "tenant", "service_name", "component", "operation", "kind")
 HOST = ("region", "host", "tenant", "service_name", "kind")
@@ -170,7 +170,7 @@ def of_spans(spans: pl.DataFrame) -> Evidence:
     prepared = (
         spans.lazy()
         .with_columns(missing)
-        .with_columns(pl.col("region").cast(pl.String).fill_null(UNKNOWN_REGION))
+        .with_columns(pl.col("region").cast(pl.String).fill_null(UNKNOWN))
         .select(
             *sorted(names),
             minute=pl.col("start_time").dt.truncate("1m").cast(pl.Datetime("us")),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import polars as pl
 
 from analytics.buckets import bucket_index
-from analytics.rollup.partials import UNKNOWN_REGION
+from analytics.rollup.partials import UNKNOWN
 
 _TIME = {"minute": pl.Datetime("us")}
 _TOPIC = dict.fromkeys(("region", "tenant", "destination"), pl.String())
@@ -50,7 +50,7 @@ def exemplars(spans: pl.DataFrame) -> pl.DataFrame:
     return (
         spans.lazy()
         .select(
-            _minute(), _text("region").fill_null(UNKNOWN_REGION), _text("service_name"), _text("operation"),
+            _minute(), _text("region").fill_null(UNKNOWN), _text("service_name"), _text("operation"),
             _text("tenant"), is_error=pl.col("status") == "error", duration_ns="duration_ns", trace_id="trace_id",
         )
         .sort("duration_ns", descending=True)
@@ -85,7 +85,7 @@ def skew(spans: pl.DataFrame) -> pl.DataFrame:
     return (
         pairs.filter(pl.col("is_server") | same_region)
         .select(
-            "minute", pl.col("region").fill_null(UNKNOWN_REGION), "parent_host", "host",
+            "minute", pl.col("region").fill_null(UNKNOWN), "parent_host", "host",
             outside=(pl.col("begin") < pl.col("cause_begin")) | late,
             offset_ns=pl.when("is_server").then(middle).otherwise(pl.col("begin") - pl.col("cause_begin")).cast(pl.Float64),
         )
@@ -133,7 +133,7 @@ def hot_keys(spans: pl.DataFrame) -> pl.DataFrame:
         spans.lazy()
         .filter(pl.col("kind") == "server")
         .select(
-            _minute(), _text("region").fill_null(UNKNOWN_REGION), _text("tenant"), _text("destination"),
+            _minute(), _text("region").fill_null(UNKNOWN), _text("tenant"), _text("destination"),
             _text("service_name"), host,
             key=pl.coalesce(pl.col("attributes").map.get(name) for name in KEY_ATTRIBUTES),
         )
@@ -163,7 +163,7 @@ def deliveries(spans: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
         spans.lazy()
         .filter(pl.col("kind") == "producer", pl.col("status") != "error")
         .select(
-            _minute(), _text("region").fill_null(UNKNOWN_REGION), _text("tenant"), _text("destination").fill_null(""),
+            _minute(), _text("region").fill_null(UNKNOWN), _text("tenant"), _text("destination").fill_null(""),
             "trace_id", "span_id", sent=_begin(),
         )
     )  # fmt: skip
