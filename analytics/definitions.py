@@ -10,4 +10,5 @@ ANALYTICS_DEFINITIONS: tuple[Definition, ...] = (
     Definition("latency_quantile_ns", "analytics", kind="macro"),
     Definition("bursts_1m", "analytics", kind="view"),
     Definition("tenant_health", "analytics", kind="view"),
+    Definition("findings", "analytics", inline_rows_max=100),
 )
