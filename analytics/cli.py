@@ -28,7 +28,8 @@ _LOOK_SECONDS = 0.5
 @click.option("--data", metavar="DIR", help="Data folder: catalog, data files and spool.")
 @click.option("--config", "config_file", metavar="FILE", help="Configuration file (TOML).")
 @click.option("--once", is_flag=True, help="Bring everything up to date, print a line of JSON, and exit.")
-def analyze(data: str | None, config_file: str | None, once: bool) -> None:
+@click.option("--drop", metavar="NAME", help="Remove the rollups of a set of dimensions that is not configured.")
+def analyze(data: str | None, config_file: str | None, once: bool, drop: str | None) -> None:
     """Roll up spans as they come in, and keep what is derived from them up to date.
 
     Waits for a collector to make the lake, and runs until SIGTERM or Ctrl-C; the run that is on is finished
@@ -40,11 +41,29 @@ def analyze(data: str | None, config_file: str | None, once: bool) -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     config = load(config_file, {"storage": {"data": data}})
     location = locate(config.storage)
+    if drop is not None:
+        _drop(location, config, drop)
+        return
     with _stopping() as stop:
         if once:
             _analyze_once(location, config, stop)
         else:
             _analyze_forever(location, config, stop)
+
+
+def _drop(location: Location, config: Config, name: str) -> None:
+    from analytics.rollup import sets
+    from collector.errors import OperatorError
+    from collector.lake.lake import Lake
+
+    if config.analyze.dimension_sets.get(name):
+        raise OperatorError(
+            f"set of dimensions {name!r}: expected one that is not configured; first set "
+            f"analyze.dimension_sets.{name} = []"
+        )
+    location.require()
+    with Lake(location, read_only=False) as lake:
+        sets.drop(lake, name)
 
 
 def _analyze_once(location: Location, config: Config, stop: threading.Event) -> None:
@@ -53,7 +72,7 @@ def _analyze_once(location: Location, config: Config, stop: threading.Event) -> 
 
     location.require()
     with Lake(location, read_only=False) as lake, _progress() as progress:
-        jobs.prepare(lake)
+        jobs.prepare(lake, config)
         report = jobs.run_once(lake, config, stop, progress)
     click.echo(json.dumps(asdict(report)))
 
@@ -70,7 +89,7 @@ def _analyze_forever(location: Location, config: Config, stop: threading.Event) 
     lock.acquire()
     try:
         with Lake(location, read_only=False) as lake:
-            jobs.prepare(lake)
+            jobs.prepare(lake, config)
             jobs.run_forever(lake, config, stop)
     finally:
         lock.release()

@@ -1,15 +1,14 @@
-"""Tables, views and macros that analytics adds to the lake, in the order of their creation."""
+"""Tables, views and macros that analytics adds to the lake, in the order of their creation, after the rollups."""
 
 from __future__ import annotations
 
 from collector.lake.tables import Definition
 
 ANALYTICS_DEFINITIONS: tuple[Definition, ...] = (
-    Definition("rollup_1m", "analytics"),
-    Definition("rollup_1h", "analytics"),
     Definition("bucket_value_ns", "analytics", kind="macro"),
     Definition("merge_buckets", "analytics", kind="macro"),
     Definition("latency_quantile_ns", "analytics", kind="macro"),
     Definition("bursts_1m", "analytics", kind="view"),
     Definition("tenant_health", "analytics", kind="view"),
+    Definition("findings", "analytics", inline_rows_max=100),
 )

@@ -9,8 +9,8 @@ from importlib import resources
 
 import polars as pl
 
-from analytics.rollup.job import HOURS, MINUTES
 from analytics.rollup.partials import DIMENSIONS
+from analytics.rollup.windows import Piece, pieces
 from analytics.window import HOUR, MINUTE, Window
 from collector.lake.lake import Reader
 
@@ -40,15 +40,6 @@ class Scope:
         if INGRESS in self.kinds:
             lists["kinds"] = []
         return {**lists, "ingress": INGRESS in self.kinds}
-
-
-@dataclass(frozen=True)
-class Piece:
-    """The rows of a rollup from `start` up to `end`."""
-
-    table: str
-    start: datetime
-    end: datetime
 
 
 @dataclass(frozen=True)
@@ -94,25 +85,7 @@ class Plan:
 
     def pieces(self, baseline: Window | None) -> list[Piece]:
         """What to read of which table, in order of time, for the window and the baseline just before it."""
-        found: list[Piece] = []
-        for window in [baseline, self.window] if baseline else [self.window]:
-            hours = self._hours(window)
-            for table, start, end in (
-                (MINUTES, window.start, hours[0]),
-                (HOURS, *hours),
-                (MINUTES, hours[1], window.end),
-            ):
-                if found and found[-1].table == table and found[-1].end == start:
-                    found[-1] = Piece(table, found[-1].start, end)
-                elif start < end:
-                    found.append(Piece(table, start, end))
-        return found
-
-    def _hours(self, window: Window) -> tuple[datetime, datetime]:
-        if not self.whole_hours:
-            return window.end, window.end
-        first = window.start.replace(minute=0)
-        return (first if first == window.start else first + HOUR), window.end.replace(minute=0)
+        return pieces([baseline, self.window] if baseline else [self.window], by_hour=self.whole_hours)
 
 
 @dataclass(frozen=True)
@@ -143,12 +116,12 @@ class Source:
             "origin": int(self.plan.origin.timestamp()),
             "step_seconds": int(self.plan.step.total_seconds()),
         }
-        pieces = []
+        selects = []
         for number, piece in enumerate(self.plan.pieces(self.baseline)):
             start, end = f"piece_{number}_start", f"piece_{number}_end"
             parameters |= {start: piece.start.replace(tzinfo=None), end: piece.end.replace(tzinfo=None)}
-            pieces.append(_sql("piece").format(table=piece.table, start=start, end=end))
-        sql = _sql("rows_in_scope").replace("{pieces}", "UNION ALL ".join(pieces)) + _sql(query)
+            selects.append(_sql("piece").format(table=piece.table, start=start, end=end))
+        sql = _sql("rows_in_scope").replace("{pieces}", "UNION ALL ".join(selects)) + _sql(query)
         sql = sql.replace("{by}", ", ".join(by) or f"'' AS {ALL}")
         return self.reader.frame(
             sql, {name: value for name, value in parameters.items() if f"${name}" in sql}

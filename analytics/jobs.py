@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import duckdb
 
 from analytics.definitions import ANALYTICS_DEFINITIONS
-from analytics.rollup import compact, job
-from analytics.rollup.job import Done
+from analytics.rollup import compact, job, sets
+from analytics.rollup.job import Done, Memory
+from analytics.rollup.sets import BASE, DimensionSet
 from collector.config import Config
 from collector.errors import SpanlakeError
 from collector.lake import engine
@@ -42,27 +43,36 @@ class JobLag:
     seconds_behind: float
 
 
-def prepare(lake: Lake) -> None:
-    """Create the tables, views and macros of the jobs, and those they read, where they are missing."""
-    lake.ensure([*COLLECTOR_DEFINITIONS, *ANALYTICS_DEFINITIONS])
+def prepare(lake: Lake, config: Config | None = None) -> None:
+    """Create the tables, views and macros of the jobs, and those they read, where they are missing.
+
+    Raises OperatorError where the lake cannot be written, or has rollups of other dimensions than configured.
+    """
+    lake.ensure(COLLECTOR_DEFINITIONS)
+    sets.ensure(lake, sets.configured((config or Config()).analyze))
+    lake.ensure(ANALYTICS_DEFINITIONS)
 
 
 def run_once(
-    lake: Lake, config: Config, stop: threading.Event | None = None, progress: Progress | None = None
+    lake: Lake,
+    config: Config,
+    stop: threading.Event | None = None,
+    progress: Progress | None = None,
+    memory: Memory | None = None,
 ) -> JobsReport:
     """Bring everything up to date with the spans that are there now, or as far as `stop` lets it.
 
-    `progress(spans, spans_left)` is called after each run. Safe beside other processes that do the same.
+    `progress(spans, spans_left)` is called after each run; `memory` is for the next call of the same process. Safe
+    beside other processes that do the same. The lake must have been prepared with the same configuration.
     Raises duckdb.Error and OSError where the lake cannot be read or written; what was committed before stays.
     """
     stopping = stop or threading.Event()
+    kept_up = sets.configured(config.analyze)
     done = job.catch_up(
-        lake, config.analyze.spans_per_run_max, stopping.is_set, progress or (lambda _spans, _left: None)
+        lake, kept_up, config.analyze, stopping.is_set, progress or (lambda _spans, _left: None), memory
     )
     if done.runs:
-        for table in compact.TABLES:
-            while not stopping.is_set() and compact.compact(lake, table):
-                pass
+        compact.compact_all(lake, kept_up, stopping.is_set)
     return JobsReport({job.JOB: done})
 
 
@@ -71,10 +81,10 @@ def run_forever(lake: Lake, config: Config, stop: threading.Event) -> None:
 
     An error is logged, and the next run waits twice as long as the last, at most BACKOFF_SECONDS_MAX.
     """
-    wait_seconds = config.analyze.interval_seconds
+    wait_seconds, memory = config.analyze.interval_seconds, Memory()
     while not stop.is_set():
         try:
-            run_once(lake, config, stop)
+            run_once(lake, config, stop, memory=memory)
             wait_seconds = config.analyze.interval_seconds
         except (duckdb.Error, OSError, SpanlakeError) as error:
             wait_seconds = min(wait_seconds * 2, BACKOFF_SECONDS_MAX)
@@ -82,18 +92,23 @@ def run_forever(lake: Lake, config: Config, stop: threading.Event) -> None:
         stop.wait(wait_seconds)
 
 
-def lag(reader: Reader) -> list[JobLag]:
-    """How far each job is behind the reader's snapshot. The rollups must exist (`prepare`)."""
-    position = reader.position(job.JOB)
+def lag(reader: Reader, kept_up: Sequence[DimensionSet] = (BASE,)) -> list[JobLag]:
+    """How far each set of rollups is behind the reader's snapshot. They must exist (`prepare`)."""
+    marks = reader.positions([dimension_set.job for dimension_set in kept_up])
+    newest, behind = reader.snapshot_id(), {mark: _behind(reader, mark) for mark in set(marks.values())}
+    return [JobLag(name, position, newest, *behind[position]) for name, position in marks.items()]
+
+
+def _behind(reader: Reader, position: int | None) -> tuple[int, float]:
+    """Spans that came after a mark, and the age of the first of their commits in seconds."""
     first, spans = reader.row(
         "SELECT min(snapshot_id), count(*) FROM spans WHERE snapshot_id > ?",
         [job.BEFORE_ALL if position is None else position],
     )
-    seconds = 0.0
-    if spans:
-        (seconds,) = reader.row(
-            f"SELECT epoch(now()) - epoch(min(snapshot_time)) FROM {engine.CATALOG}.snapshots() "
-            "WHERE snapshot_id >= ?",
-            [first],
-        )
-    return [JobLag(job.JOB, position, reader.snapshot_id(), int(spans), max(0.0, float(seconds)))]
+    if not spans:
+        return 0, 0.0
+    (seconds,) = reader.row(
+        f"SELECT epoch(now()) - epoch(min(snapshot_time)) FROM {engine.CATALOG}.snapshots() WHERE snapshot_id >= ?",
+        [first],
+    )
+    return int(spans), max(0.0, float(seconds))

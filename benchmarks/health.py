@@ -22,6 +22,7 @@ from analytics.health import INGRESS, Scope, choices, freshness, health_rows, he
 from analytics.rollup import compact
 from analytics.rollup.job import HOURS, MINUTES, write_rows
 from analytics.rollup.partials import merged, partials
+from analytics.rollup.sets import BASE
 from analytics.window import Window
 from benchmarks.rollup import START_NS, rollup_columns
 from collector.lake.lake import Lake
@@ -45,9 +46,7 @@ def fill(lake: Lake, spans: int, start_ns: int) -> None:
         with lake.write() as transaction:
             for table, path in paths.items():
                 transaction.add_files(table, [path])
-    for table in (MINUTES, HOURS):
-        while compact.compact(lake, table):
-            pass
+    compact.compact_all(lake, [BASE], lambda: False)
 
 
 def best(work: Callable[[], object]) -> dict[str, float]:

@@ -184,11 +184,63 @@ class MappingConfig(Section):
     )
 
 
+BASE_SET = "base"
+DIMENSIONS = (
+    "region", "zone", "tenant", "service_name", "component", "operation", "kind", "host", "service_version",
+    "service_instance_id", "destination", "error_type", "environment", "http_status",
+)  # fmt: skip
+"""Columns of spans that rollups can have as dimensions."""
+DIMENSION_SETS: dict[str, list[str]] = {
+    "host": ["region", "host", "tenant", "service_name", "kind"],
+    "version": ["region", "service_name", "service_version", "service_instance_id", "operation", "kind"],
+    "destination": ["region", "tenant", "component", "destination", "operation", "kind"],
+    "error": ["region", "tenant", "service_name", "operation", "kind", "error_type"],
+}
+
+
+def _set_name(name: str) -> str:
+    if name == BASE_SET:
+        raise ValueError(f"the set {BASE_SET!r} is always there, in rollup_1m and rollup_1h; expected another name")
+    if not re.fullmatch(r"[a-z][a-z0-9_]{0,39}", name):
+        raise ValueError("expected a name of a to z, 0 to 9 and _ that begins with a letter, of at most 40 characters")
+    return name
+
+
+def _dimensions(names: list[str]) -> list[str]:
+    unknown = [name for name in names if name not in DIMENSIONS]
+    if unknown or len(set(names)) != len(names):
+        raise ValueError(f"expected different ones of {', '.join(DIMENSIONS)}, or [] for no such rollups")
+    return names
+
+
+_SetName = Annotated[str, AfterValidator(_set_name)]
+_Dimensions = Annotated[list[str], AfterValidator(_dimensions)]
+
+
 class AnalyzeConfig(Section):
-    """The jobs."""
+    """The jobs, and how many different values rollups keep apart before they fold the rest into `(overflow)`."""
 
     interval_seconds: float = Field(2.0, gt=0, description="time between runs")
     spans_per_run_max: int = Field(2_000_000, ge=1000, description="spans a run reads before it commits")
+    regions_max: int = Field(1000, ge=1, description="regions in an hour of a rollup; also zones, environments")
+    tenants_max: int = Field(10_000, ge=1, description="tenants in an hour of a rollup")
+    services_per_tenant_max: int = Field(1000, ge=1, description="services of a tenant in an hour of a rollup")
+    operations_per_service_max: int = Field(
+        1000, ge=1, description="operations of a service in an hour of a rollup; also hosts, versions, error types, ..."
+    )
+    combinations_per_service_max: int = Field(
+        10_000, ge=1, description="combinations of operation, host, version, ... of a service in an hour of a rollup"
+    )
+    dimension_sets: dict[_SetName, _Dimensions] = Field(
+        DIMENSION_SETS,
+        description="rollups by further dimensions, as tables rollup_NAME_1m and rollup_NAME_1h; a name with [] "
+        "has none, a default that is not named stays",
+    )
+
+    @field_validator("dimension_sets")
+    @classmethod
+    def _with_defaults(cls, sets: dict[str, list[str]]) -> dict[str, list[str]]:
+        return {**DIMENSION_SETS, **sets}
 
 
 class Objective(Section):
@@ -211,7 +263,9 @@ class InsightConfig(Section):
     """What counts as a finding."""
 
     enabled: bool = Field(True, description="look for findings each minute, as part of the jobs")
-    history_minutes: int = Field(180, ge=20, le=1440, description="minutes of detail that the last ones are compared with")
+    history_minutes: int = Field(
+        180, ge=20, le=1440, description="minutes that are looked at: the last ones are compared with those before"
+    )
     recent_minutes: int = Field(15, ge=3, le=240, description="minutes, the newest, that are judged")
     volume_min: int = Field(60, ge=1, description="spans that a place needs in the minutes that are judged")
     ratio_min: float = Field(1.5, gt=1, description="least ratio to the usual that is worth telling")
@@ -222,6 +276,22 @@ class InsightConfig(Section):
         DEFAULT_OBJECTIVES,
         description="service level objectives: a table [insight.objectives.NAME] with component, service and operation "
         "(empty: any), target (share of good spans) and latency_ms (longer is not good)",
+    )
+
+
+class AlertsConfig(Section):
+    """Who is told of findings."""
+
+    url: str = Field("", description="webhook that findings are posted to; empty: none")
+    format: Literal["json", "alertmanager"] = Field(
+        "json", description="json or alertmanager: generic JSON, or Alertmanager's API v2 below the url"
+    )
+    severity: Literal["info", "warning", "critical"] = Field(
+        "warning", description="info, warning or critical: the least that is told"
+    )
+    silences: tuple[str, ...] = Field(
+        (),
+        description="what is not told: texts such as kind=burst,tenant=acme,until=2026-03-01T12:00Z; any part may be left out",
     )
 
 
@@ -253,5 +323,6 @@ class Config(Section):
     mapping: MappingConfig = MappingConfig()
     analyze: AnalyzeConfig = AnalyzeConfig()
     insight: InsightConfig = InsightConfig()
+    alerts: AlertsConfig = AlertsConfig()
     query: QueryConfig = QueryConfig()
     dashboard: DashboardConfig = DashboardConfig()

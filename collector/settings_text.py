@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, get_origin
+from typing import TYPE_CHECKING, Annotated, Any, get_args, get_origin
 
 from pydantic import BaseModel, SecretStr
 
@@ -48,7 +48,9 @@ def _shown_items(values: list[Any] | tuple[Any, ...] | dict[str, Any] | BaseMode
 def type_name(info: FieldInfo) -> str:
     """The type of a field in plain words."""
     if get_origin(info.annotation) is dict:
-        return "a table of tables"
+        value = get_args(info.annotation)[1]
+        plain = get_args(value)[0] if get_origin(value) is Annotated else value
+        return "a table of lists" if get_origin(plain) is list else "a table of tables"
     return _TYPES.get(_hashable(info.annotation), "a value")
 
 

@@ -6,6 +6,7 @@ from dataclasses import asdict
 from typing import Any
 
 from analytics import jobs
+from analytics.rollup import fold, sets
 from collector.collect import endpoints_of
 from collector.config import Config
 from collector.lake.lake import Lake, Reader
@@ -18,10 +19,10 @@ def read(config: Config) -> dict[str, Any]:
     """The status of a lake, at one snapshot. Raises OperatorError where there is no lake."""
     location = locate(config.storage)
     with Lake(location, read_only=True) as lake, lake.read() as reader:
-        return describe(reader, location)
+        return describe(reader, location, config)
 
 
-def describe(reader: Reader, location: Location) -> dict[str, Any]:
+def describe(reader: Reader, location: Location, config: Config) -> dict[str, Any]:
     """The status as the JSON form has it; times are ISO 8601 in UTC."""
     stored = lake_status(reader)
     collector_pid, jobs_pid = holder(location.collector_lock), holder(location.jobs_lock)
@@ -40,12 +41,27 @@ def describe(reader: Reader, location: Location) -> dict[str, Any]:
         "jobs": {
             "running": jobs_pid is not None,
             "pid": jobs_pid,
-            "lag": [asdict(lag) for lag in jobs.lag(reader)],
+            "lag": [asdict(lag) for lag in _lags(reader, config)],
         },
+        "folded": _folded(reader),
         "spool_bytes": spool_bytes(location),
         "tables": [asdict(table) for table in stored.tables],
         "versions": versions() | {"schema": stored.schema_version},
     }
+
+
+def _lags(reader: Reader, config: Config) -> list[jobs.JobLag]:
+    """The lag of the rollups, and of each set of dimensions that is not as far."""
+    base, *others = jobs.lag(reader, sets.configured(config.analyze))
+    return [base, *(lag for lag in others if lag.position != base.position)]
+
+
+def _folded(reader: Reader) -> list[dict[str, Any]]:
+    """For each set of dimensions beyond its bounds: spans folded into `(overflow)`, and at most so many series."""
+    names = [name for name, _ in sets.stored(reader)]
+    return [
+        {"set": name, "spans": spans, "series_max": series} for name, spans, series in fold.folded(reader, names)
+    ]
 
 
 def as_text(found: dict[str, Any]) -> str:
@@ -63,6 +79,11 @@ def as_text(found: dict[str, Any]) -> str:
     text += [
         f"  {lag['job']:<22} {lag['spans_behind']:,} spans, {lag['seconds_behind']:.1f} s behind"
         for lag in running["lag"]
+    ]
+    text += [
+        f"  {'rollups, ' + folded['set']:<22} {folded['spans']:,} spans of at most {folded['series_max']:,} series "
+        "are folded into (overflow): beyond bounds of [analyze]"
+        for folded in found["folded"]
     ]
     text.append(f"{'table':<24} {'files':>8} {'size':>12}")
     text += [f"  {table['name']:<22} {table['files']:>8,} {_size(table['bytes']):>12}" for table in found["tables"]]

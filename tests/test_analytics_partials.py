@@ -1,6 +1,7 @@
 """Partial rows: whatever way spans are split into runs, the sums equal a recomputation from all of them."""
 
 from collections import Counter, defaultdict
+from collections.abc import Sequence
 from typing import Any
 
 import polars as pl
@@ -11,18 +12,19 @@ from analytics.buckets import bucket_index
 from analytics.rollup import partials as module
 from analytics.rollup.partials import (
     DIMENSIONS,
-    KEY,
     PAYLOAD_BYTES_MAX,
     ROLLUP_SCHEMA,
     SUMMED,
     merged,
     partials,
+    rollup_schema,
 )
 
 MINUTE_NS = 60 * 10**9
 SPAN_SCHEMA = pl.Schema(
     {
-        **dict.fromkeys(DIMENSIONS, pl.String()),
+        **dict.fromkeys((*DIMENSIONS, "host", "error_type"), pl.String()),
+        "http_status": pl.Int32(),
         "start_time": pl.Datetime("ns"),
         "duration_ns": pl.Int64(),
         "status": pl.String(),
@@ -31,6 +33,7 @@ SPAN_SCHEMA = pl.Schema(
         "sample_weight": pl.Float64(),
     }
 )
+NULL_LABELS = dict.fromkeys(SPAN_SCHEMA, "unknown") | {"error_type": "none", "http_status": "none"}
 SPANS = st.lists(
     st.fixed_dictionaries(
         {
@@ -39,6 +42,9 @@ SPANS = st.lists(
             "service_name": st.sampled_from(["gateway", "cache"]),
             "component": st.just("cache"),
             "operation": st.sampled_from(["get", "set"]),
+            "host": st.sampled_from(["h1", "h2", None]),
+            "error_type": st.sampled_from(["timeout", None]),
+            "http_status": st.none() | st.sampled_from([200, -1, 2**31 - 1, -(2**31)]),
             "kind": st.sampled_from(["server", "client"]),
             "start_time": st.integers(0, 3 * 60 * MINUTE_NS) | st.integers(0, 2**63 - 1),
             "duration_ns": st.integers(0, 10**9) | st.integers(0, 2**63 - 1),
@@ -56,14 +62,15 @@ def frame(spans: list[dict[str, Any]]) -> pl.DataFrame:
     return pl.DataFrame(spans, schema=SPAN_SCHEMA)
 
 
-def recomputed(spans: list[dict[str, Any]], window_ns: int) -> dict[tuple[Any, ...], dict[str, Any]]:
+def recomputed(
+    spans: list[dict[str, Any]], window_ns: int, dimensions: Sequence[str] = DIMENSIONS
+) -> dict[tuple[Any, ...], dict[str, Any]]:
     """The rollup in plain Python."""
     groups: dict[tuple[Any, ...], list[dict[str, Any]]] = defaultdict(list)
     for span in spans:
         window_us = span["start_time"] // window_ns * window_ns // 1000
-        groups[(window_us, span["region"] or "unknown", *(span[name] for name in DIMENSIONS[1:]))].append(
-            span
-        )
+        labels = (NULL_LABELS[name] if span[name] is None else str(span[name]) for name in dimensions)
+        groups[(window_us, *labels)].append(span)
     return {key: _sums(members, window_ns) for key, members in groups.items()}
 
 
@@ -77,7 +84,10 @@ def _sums(spans: list[dict[str, Any]], window_ns: int) -> dict[str, Any]:
         "misses": sum(span["cache_hit"] is False for span in spans),
         "bytes": sum(min(max(span["payload_bytes"] or 0, 0), PAYLOAD_BYTES_MAX) for span in spans),
         "weighted_count": sum(span["sample_weight"] or 1.0 for span in spans),
+        "weighted_errors": sum(span["sample_weight"] or 1.0 for span in spans if span["status"] == "error"),
+        "weight_squares": sum((span["sample_weight"] or 1.0) ** 2 for span in spans),
         "unknown_weight_count": sum(span["sample_weight"] is None for span in spans),
+        "folded_series": 0,
         "duration_sum_ns": sum(durations),
         "duration_max_ns": max(durations),
         "latency_buckets": dict(Counter(indexes)),
@@ -85,7 +95,7 @@ def _sums(spans: list[dict[str, Any]], window_ns: int) -> dict[str, Any]:
     }
 
 
-def summed(rows: pl.DataFrame) -> dict[tuple[Any, ...], dict[str, Any]]:
+def summed(rows: pl.DataFrame, dimensions: Sequence[str] = DIMENSIONS) -> dict[tuple[Any, ...], dict[str, Any]]:
     """Partial rows added up in plain Python."""
     totals: dict[tuple[Any, ...], dict[str, Any]] = {}
     physical = rows.with_columns(
@@ -94,7 +104,7 @@ def summed(rows: pl.DataFrame) -> dict[tuple[Any, ...], dict[str, Any]]:
         *(pl.col(name).map.entries() for name in module.MAPS),
     )
     for row in physical.iter_rows(named=True):
-        total = totals.setdefault(tuple(row[name] for name in KEY), {})
+        total = totals.setdefault(tuple(row[name] for name in ("window_start", *dimensions)), {})
         for name in SUMMED:
             total[name] = total.get(name, 0) + row[name]
         total["duration_max_ns"] = max(total.get("duration_max_ns", 0), row["duration_max_ns"])
@@ -120,6 +130,23 @@ def test_any_split_sums_to_the_recomputation(spans: list[dict[str, Any]], runs: 
     assert summed(merged(minutes, "1h")) == recomputed(spans, 60 * MINUTE_NS)
 
 
+@given(
+    SPANS,
+    st.permutations(["region", "tenant", "host", "operation", "error_type", "http_status"]),
+    st.integers(0, 6),
+)
+def test_any_dimensions_sum_to_the_recomputation(
+    spans: list[dict[str, Any]], order: list[str], number: int
+) -> None:
+    dimensions = order[:number]
+    minutes = pl.concat([partials(frame(spans[::2]), dimensions), partials(frame(spans[1::2]), dimensions)])
+    assert minutes.schema == rollup_schema(dimensions)
+    assert summed(minutes, dimensions) == recomputed(spans, MINUTE_NS, dimensions)
+    hours = merged(minutes, "1h", dimensions)
+    assert summed(hours, dimensions) == recomputed(spans, 60 * MINUTE_NS, dimensions)
+    assert hours.height == len(recomputed(spans, 60 * MINUTE_NS, dimensions))
+
+
 @given(SPANS)
 def test_labels_may_be_categorical(spans: list[dict[str, Any]]) -> None:
     labelled = frame(spans).with_columns(pl.col(*DIMENSIONS, "status").cast(pl.Categorical))
@@ -132,6 +159,8 @@ def test_many_different_labels_take_the_dense_path(spans: list[dict[str, Any]]) 
     module._GROUPS_MAX = 40
     try:
         assert summed(partials(frame(spans))) == recomputed(spans, MINUTE_NS)
+        dimensions = ["http_status", "region", "host"]
+        assert summed(partials(frame(spans), dimensions), dimensions) == recomputed(spans, MINUTE_NS, dimensions)
     finally:
         module._GROUPS_MAX = before
 

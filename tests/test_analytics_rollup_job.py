@@ -19,7 +19,8 @@ import pytest
 
 from analytics import jobs
 from analytics.rollup import compact, insertions, job
-from analytics.rollup.partials import ROLLUP_SCHEMA, SPAN_COLUMNS, merged, partials
+from analytics.rollup.partials import merged, partials
+from analytics.rollup.sets import BASE, DimensionSet, Length, configured
 from collector.config import AnalyzeConfig, Config
 from collector.lake import engine
 from collector.lake.lake import Lake, StaleProgressError
@@ -29,8 +30,10 @@ from collector.spans import SPAN_SCHEMA
 
 START_NS = 1_772_366_400 * 10**9  # 2026-03-01T12:00Z
 NESTED = ("attributes", "events", "links")
-CONFIG = Config()
-SMALL_BITES = Config(analyze=AnalyzeConfig(spans_per_run_max=1000))
+FEW_SETS: dict[str, list[str]] = {"version": [], "destination": [], "error": []}
+CONFIG = Config(analyze=AnalyzeConfig(dimension_sets=FEW_SETS))
+SETS = configured(CONFIG.analyze)
+SMALL_BITES = Config(analyze=AnalyzeConfig(spans_per_run_max=1000, dimension_sets=FEW_SETS))
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +42,7 @@ def empty_lake(tmp_path_factory: pytest.TempPathFactory) -> Path:
     location = Location(tmp_path_factory.mktemp("empty") / "data")
     location.prepare()
     with Lake(location, read_only=False) as lake:
-        jobs.prepare(lake)
+        jobs.prepare(lake, CONFIG)
     return location.root
 
 
@@ -82,21 +85,22 @@ def add(lake: Lake, table: pa.Table) -> None:
         transaction.add_files("spans", [path])
 
 
-def canonical(rows: pl.DataFrame, window: str) -> list[dict[str, object]]:
+def canonical(rows: pl.DataFrame, length: Length, dimension_set: DimensionSet = BASE) -> list[dict[str, object]]:
     """Merged rows with maps as sorted lists and sums of floats rounded: equal where the sums are."""
-    found = merged(rows.cast(dict(ROLLUP_SCHEMA)), "1h" if window == "1h" else "1m")
+    found = merged(rows.cast(dict(dimension_set.schema)), length, dimension_set.dimensions)
     maps = [pl.col(name).map.entries().list.sort() for name in ("latency_buckets", "second_counts")]
     return found.with_columns(*maps, pl.col("weighted_count").round(6)).to_dicts()
 
 
 def assert_exact(lake: Lake) -> None:
-    """Both rollups equal a recomputation from the raw spans."""
+    """The rollups of all sets equal a recomputation from the raw spans."""
     with lake.read() as reader:
-        raw = reader.frame(f"SELECT {', '.join(SPAN_COLUMNS)} FROM spans")
-        stored = {table: reader.frame(f"SELECT * FROM {table}") for table in (job.MINUTES, job.HOURS)}
-    expected = partials(raw)
-    assert canonical(stored[job.MINUTES], "1m") == canonical(expected, "1m")
-    assert canonical(stored[job.HOURS], "1h") == canonical(expected, "1h")
+        raw = reader.frame("SELECT * FROM spans")
+        for dimension_set in SETS:
+            expected = partials(raw, dimension_set.dimensions)
+            for table, length in dimension_set.tables:
+                stored = canonical(reader.frame(f"SELECT * FROM {table}"), length, dimension_set)
+                assert stored == canonical(expected, length, dimension_set), table
 
 
 def test_spans_are_rolled_up_once_and_idle_runs_cost_no_commit(lake: Lake) -> None:
@@ -118,7 +122,7 @@ def test_bites_are_bounded_and_never_divide_a_snapshot(lake: Lake) -> None:
     for seed, count in enumerate((400, 500, 2500, 300, 700, 1)):
         add(lake, spans(count, seed))
     with lake.read() as reader:
-        due = job.behind(reader, 1000)
+        (due,) = job.behind(reader, SETS, 1000)
     assert [bite.spans for bite in due.bites] == [900, 2500, 1000, 1]
     assert [bite.after for bite in due.bites[1:]] == [bite.upto for bite in due.bites[:-1]]
     assert due.spans == 4401
@@ -148,9 +152,9 @@ def test_merged_files_and_expired_snapshots_change_nothing(lake: Lake) -> None:
     with lake.read() as reader:
         (files,) = reader.row("SELECT count(DISTINCT filename) FROM spans")
         newest = reader.snapshot_id()
-        due = job.behind(reader, 10**6)
+        (due,) = job.behind(reader, SETS, 10**6)
         assert files == 1
-        assert insertions.read(reader, due.bites[0]).height == due.spans == 800
+        assert insertions.read(reader, due.bites[0], BASE.dimensions).height == due.spans == 800
     with lake.maintenance() as connection:
         connection.execute(
             f"SELECT count(*) FROM ducklake_expire_snapshots('{engine.CATALOG}', versions => ?::UBIGINT[])",
@@ -174,11 +178,11 @@ def test_deleted_spans_are_not_read_back(lake: Lake) -> None:
 def test_the_second_of_two_racing_runs_changes_nothing(lake: Lake) -> None:
     add(lake, spans(300, 1))
     with lake.read() as reader:
-        due = job.behind(reader, 10**6)
-    job.run(lake, due.position, due.bites[0])
+        (due,) = job.behind(reader, SETS, 10**6)
+    job.run(lake, SETS, due.bites[0], CONFIG.analyze)
     files = set(lake.location.files.rglob("*.parquet"))
     with pytest.raises(StaleProgressError):
-        job.run(lake, due.position, due.bites[0])
+        job.run(lake, SETS, due.bites[0], CONFIG.analyze)
     assert set(lake.location.files.rglob("*.parquet")) == files
     assert_exact(lake)
 
@@ -207,7 +211,7 @@ def test_compaction_keeps_sums_and_bounds_files(lake: Lake) -> None:
         add(lake, spans(60, seed, START_NS + seed * 10**9, 30))
         jobs.run_once(lake, CONFIG)
     with lake.read() as reader:
-        for table in compact.TABLES:
+        for table, _ in [table for dimension_set in SETS for table in dimension_set.tables]:
             assert len(compact.live_files(reader, table)) < compact.TIER_FILES
             assert reader.row(
                 f"SELECT count(*) FROM ducklake_list_files('{engine.CATALOG}', '{table}') "
@@ -232,11 +236,11 @@ def test_compaction_steps_back_where_another_was_faster(lake: Lake, monkeypatch:
     def slow(*arguments: object) -> Path:
         if not raced:
             raced.append(True)
-            assert compact.compact(lake, job.MINUTES) == 8
+            assert compact.compact(lake, BASE, BASE.minutes, "1m") == 8
         return write_rows(*arguments)  # type: ignore[arg-type]
 
     monkeypatch.setattr(compact, "write_rows", slow)
-    assert compact.compact(lake, job.MINUTES) == 0
+    assert compact.compact(lake, BASE, BASE.minutes, "1m") == 0
     assert_exact(lake)
 
 
@@ -269,10 +273,12 @@ WORKER = """
 import sys
 from pathlib import Path
 from analytics import jobs
+from analytics.rollup.sets import BASE, DimensionSet, Length, configured
 from collector.config import AnalyzeConfig, Config
 from collector.lake.lake import Lake
 from collector.lake.location import Location
-config = Config(analyze=AnalyzeConfig(spans_per_run_max=1000))
+few_sets = {"version": [], "destination": [], "error": []}
+config = Config(analyze=AnalyzeConfig(spans_per_run_max=1000, dimension_sets=few_sets))
 with Lake(Location(Path(sys.argv[1])), read_only=False) as lake:
     print("ready", flush=True)
     report = jobs.run_once(lake, config).jobs["rollup"]
@@ -332,7 +338,7 @@ def test_run_forever_survives_errors_and_stops(lake: Lake, monkeypatch: pytest.M
     stop, calls = threading.Event(), []
     run_once = jobs.run_once
 
-    def flaky(*arguments: object) -> object:
+    def flaky(*arguments: object, memory: object) -> object:
         calls.append(1)
         if len(calls) == 1:
             raise OSError("the disk is away")
@@ -342,7 +348,7 @@ def test_run_forever_survives_errors_and_stops(lake: Lake, monkeypatch: pytest.M
 
     monkeypatch.setattr(jobs, "run_once", flaky)
     add(lake, spans(50, 1))
-    config = Config(analyze=AnalyzeConfig(interval_seconds=0.01))
+    config = Config(analyze=AnalyzeConfig(interval_seconds=0.01, dimension_sets=FEW_SETS))
     thread = threading.Thread(target=jobs.run_forever, args=(lake, config, stop))
     thread.start()
     thread.join(timeout=30)

@@ -165,7 +165,8 @@ def test_every_key_has_its_variable() -> None:
         assert info.annotation is not None
         for key, field in info.annotation.model_fields.items():
             value = field.get_default()
-            environ[environment_variable(section, key)] = ",".join(value) if isinstance(value, tuple) else str(value)
+            table = shown(value) if isinstance(value, dict) else str(value)
+            environ[environment_variable(section, key)] = ",".join(value) if isinstance(value, tuple) else table
     assert resolve(None, {}, environ).config == Config()
 
 

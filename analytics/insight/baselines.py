@@ -15,12 +15,14 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import stats
 
-from analytics.insight.panel import Floats, Ints, Measure, Span, summed
+from analytics.insight.panel import Bools, Floats, Ints, Measure, Span, summed
 
 PRIOR_TRIALS = 200.0
 SCALES = (2, 3, 5, 8, 12)
 RAISED = 1.5
 CONSISTENT = 0.6
+GOES_ON = 0.4
+"""Least mean of the last two minutes, of the stretch's: what is over is not told as if it went on."""
 _NORMAL_95 = 1.645
 _BASELINE_MIN = 8
 
@@ -30,7 +32,7 @@ class Scan:
     """For each series the most striking stretch of `length` minutes up to the end; 0 minutes where none is.
 
     `z`: its sum in standard deviations; `p`: that as a one-sided probability; `observed`, `expected`, `trials`: sums over
-    it; `since`: the first minute of the run of raised minutes that it belongs to.
+    it; `since`: when it began (see `onset`).
     """
 
     z: Floats
@@ -82,7 +84,7 @@ def scan(measure: Measure, span: Span, sign: int = 1, scales: tuple[int, ...] = 
     residuals = excess / np.sqrt(np.maximum(measure.variance, 0.25))
     scale = _scale(residuals, measure.trials, span)
     raised = residuals > RAISED * scale[:, None]
-    found = [_stretch(excess, measure.variance, raised, scale, k) for k in scales if k <= span.recent]
+    found = [_stretch(excess, measure.variance, residuals, raised, k) / scale for k in scales if k <= span.recent]
     if not found:
         found = [np.full(len(excess), -np.inf)]
     z = np.stack(found)
@@ -91,29 +93,25 @@ def scan(measure: Measure, span: Span, sign: int = 1, scales: tuple[int, ...] = 
     last = np.arange(span.count)[None, :] >= span.count - length[:, None]
     sums = [np.where(last, array, 0.0).sum(1) for array in (measure.observed, measure.expected, measure.trials)]
     best_z = z.max(axis=0)
-    return Scan(best_z, stats.norm.sf(best_z), length, onset(raised, span), *sums, scale, residuals)
+    since = onset(excess, np.maximum(measure.variance, 0.25))
+    return Scan(best_z, stats.norm.sf(best_z), length, since, *sums, scale, residuals)
 
 
-def onset(raised: Floats, span: Span) -> Ints:
-    """The first minute of the run of raised minutes that ends at the end; runs may miss one minute in three."""
-    since = np.full(len(raised), span.count - 1, dtype=np.intp)
-    missed = np.zeros(len(raised), dtype=np.intp)
-    open_ = np.ones(len(raised), dtype=bool)
-    for minute in range(span.count - 1, -1, -1):
-        up = raised[:, minute]
-        missed = np.where(up, 0, missed + 1)
-        open_ &= missed <= 2
-        since = np.where(open_ & up, minute, since)
-        if not open_.any():
-            break
-    return since
+def onset(excess: Floats, variance: Floats) -> Ints:
+    """The minute from which on the excess is most striking: of all ends of the series, that of the largest sum in
+    standard deviations (the maximum likelihood estimate of when a step began)."""
+    total, spread = (np.cumsum(array[:, ::-1], axis=1) for array in (excess, variance))
+    striking = total / np.sqrt(np.maximum(spread, 0.25))
+    found: Ints = excess.shape[1] - 1 - striking.argmax(axis=1)
+    return found
 
 
-def _stretch(excess: Floats, variance: Floats, raised: Floats, scale: Floats, k: int) -> Floats:
-    total = excess[:, -k:].sum(1) / (scale * np.sqrt(np.maximum(variance[:, -k:].sum(1), 0.25)))
+def _stretch(excess: Floats, variance: Floats, residuals: Floats, raised: Bools, k: int) -> Floats:
+    """The sum of the last k minutes in standard deviations, -inf where they are no stretch that goes on."""
+    total = excess[:, -k:].sum(1) / np.sqrt(np.maximum(variance[:, -k:].sum(1), 0.25))
     consistent = raised[:, -k:].mean(1) >= CONSISTENT
-    recent = raised[:, -2:].any(1)
-    found: Floats = np.where(consistent & recent, total, -np.inf)
+    goes_on = residuals[:, -2:].mean(1) >= GOES_ON * residuals[:, -k:].mean(1)
+    found: Floats = np.where(consistent & goes_on & (residuals[:, -1] > 0), total, -np.inf)
     return found
 
 

@@ -17,7 +17,9 @@ from analytics.insight.finding import Effect, Finding, Place
 from analytics.insight.scene import Scene
 
 _RECENT_MINUTES = 3
-_OFFSET_NS_MIN = 2_000_000.0
+_OFFSET_NS_MIN = 5_000_000.0
+_SHARE_OF_LARGEST = 0.1
+"""Offsets that are smaller, against the largest of the region, are what least squares leave of it."""
 _PAIRS_MIN = 20
 _MADS = 6.0
 
@@ -38,7 +40,8 @@ def find(scene: Scene) -> list[Finding]:
     ).with_columns(moved=pl.col("offset_ns") - pl.col("usual"))
     values = moved["moved"].to_numpy()
     noise = 1.4826 * float(np.median(np.abs(values - np.median(values))))
-    limit = max(_OFFSET_NS_MIN, _MADS * noise)
+    largest = float(np.abs(values - np.median(values)).max(initial=0.0))
+    limit = max(_OFFSET_NS_MIN, _MADS * noise, _SHARE_OF_LARGEST * largest)
     found = moved.filter((pl.col("moved") - float(np.median(values))).abs() > limit)
     return [_told(scene, known, row, max(noise, _OFFSET_NS_MIN / _MADS)) for row in found.iter_rows(named=True)]
 

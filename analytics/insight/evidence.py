@@ -1,7 +1,7 @@
 """What detectors look at: counts by minute of several sets of dimensions, and what traces tell.
 
-Each `Grain` is one set of dimensions as three frames, joined by `key`, a hash of the dimensions, so that grains of
-different minutes concatenate without numbering anything anew.
+Each `Grain` is one set of dimensions as three frames: its different values (series), counts of series by minute, and
+durations of series by minute in cells. Series are numbered, so that looking at them takes no joins of texts.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import polars as pl
 
 from analytics.buckets import bucket_index
 from analytics.insight import traced
-from analytics.rollup.partials import UNKNOWN_REGION
+from analytics.rollup.partials import UNKNOWN
 
 BASE = ("region", "tenant", "service_name", "component", "operation", "kind")
 HOST = ("region", "host", "tenant", "service_name", "kind")
@@ -22,13 +22,18 @@ VERSION = ("region", "service_name", "service_version", "service_instance_id", "
 DESTINATION = ("region", "tenant", "component", "destination", "operation", "kind")
 ERROR = ("region", "tenant", "service_name", "operation", "kind", "error_type")
 
-BUCKETS_PER_CELL = 4
-"""Buckets of the rollups that a cell holds: its bounds lie a factor of 1.083 apart."""
+WITH_CELLS = (BASE, HOST, VERSION)
+"""Sets of dimensions of which durations are looked at."""
+
+BUCKETS_PER_CELL = 8
+"""Buckets of the rollups that a cell holds: its bounds lie a factor of 1.17 apart."""
 
 COUNTS = ("count", "errors", "hits", "misses", "busy_ns", "unknown_weight_count")
-ROWS_SCHEMA = pl.Schema({"minute": pl.Datetime("us"), "key": pl.UInt64(), **dict.fromkeys(COUNTS, pl.Int64())})
+ROWS_SCHEMA = pl.Schema(
+    {"minute": pl.Datetime("us"), "series": pl.UInt32(), **dict.fromkeys(COUNTS, pl.Int64())}
+)
 CELLS_SCHEMA = pl.Schema(
-    {"minute": pl.Datetime("us"), "key": pl.UInt64(), "cell": pl.Int16(), "spans": pl.Int64()}
+    {"minute": pl.Datetime("us"), "series": pl.UInt32(), "cell": pl.Int16(), "spans": pl.UInt32()}
 )
 _MEASURES = ("start_time", "duration_ns", "status", "cache_hit", "sample_weight")
 
@@ -37,8 +42,9 @@ _MEASURES = ("start_time", "duration_ns", "status", "cache_hit", "sample_weight"
 class Grain:
     """Counts by minute of one set of dimensions.
 
-    `keys`: key and the dimensions (String), a row each. `rows`: ROWS_SCHEMA, a row a minute and key; busy_ns is the
-    sum of durations. `cells`: CELLS_SCHEMA, spans by bucket of duration (BUCKETS_PER_CELL of the rollup's each).
+    `keys`: the dimensions (String), a row a series. `rows`: ROWS_SCHEMA, a row a minute and series (the number of a row of
+    `keys`); busy_ns is the sum of durations. `cells`: CELLS_SCHEMA, spans by duration (BUCKETS_PER_CELL buckets each);
+    none where nothing is asked of durations.
     """
 
     dimensions: tuple[str, ...]
@@ -49,7 +55,7 @@ class Grain:
     @classmethod
     def empty(cls, dimensions: tuple[str, ...]) -> Grain:
         """A grain without any rows."""
-        schema = pl.Schema({"key": pl.UInt64(), **dict.fromkeys(dimensions, pl.String())})
+        schema = pl.Schema(dict.fromkeys(dimensions, pl.String()))
         return cls(dimensions, schema.to_frame(), ROWS_SCHEMA.to_frame(), CELLS_SCHEMA.to_frame())
 
     @classmethod
@@ -57,41 +63,37 @@ class Grain:
         """Count spans with columns `minute`, `cell`, *dimensions and measures (see `Evidence.of_spans`)."""
         present = [pl.col(name).is_not_null() for name in dimensions if name not in _ALWAYS]
         of_grain = spans.filter(*present) if present else spans
-        rows, cells = pl.collect_all(
-            [
-                of_grain.group_by("minute", *dimensions).agg(
-                    count=pl.len(),
-                    errors=(pl.col("status") == "error").sum(),
-                    hits=pl.col("cache_hit").sum(),
-                    misses=pl.col("cache_hit").count() - pl.col("cache_hit").sum(),
-                    busy_ns=pl.col("duration_ns").sum(),
-                    unknown_weight_count=pl.col("sample_weight").null_count(),
-                ),
-                of_grain.group_by("minute", *dimensions, "cell").agg(spans=pl.len()),
-            ]
-        )
-        return cls.of_counts(dimensions, rows, cells)
+        counted = [of_grain.group_by("minute", *dimensions).agg(_COUNTED)]
+        if dimensions in WITH_CELLS:
+            counted.append(of_grain.group_by("minute", *dimensions, "cell").agg(spans=pl.len()))
+        rows, *cells = pl.collect_all(counted)
+        return cls.of_counts(dimensions, rows, cells[0] if cells else None)
 
     @classmethod
-    def of_counts(cls, dimensions: tuple[str, ...], rows: pl.DataFrame, cells: pl.DataFrame) -> Grain:
+    def of_counts(cls, dimensions: tuple[str, ...], rows: pl.DataFrame, cells: pl.DataFrame | None) -> Grain:
         """From frames that carry the dimensions themselves."""
-        rows, cells = _keyed(rows, dimensions), _keyed(cells, dimensions)
-        keys = rows.select("key", *(pl.col(name).cast(pl.String) for name in dimensions)).unique("key")
+        text = [pl.col(name).cast(pl.String) for name in dimensions]
+        rows = rows.with_columns(text)
+        keys = rows.select(dimensions).unique()
+        cells = CELLS_SCHEMA.to_frame() if cells is None else _numbered(cells.with_columns(text), keys)
         return cls(
             dimensions,
             keys,
-            rows.select(ROWS_SCHEMA.names()).cast(ROWS_SCHEMA),
+            _numbered(rows, keys).select(ROWS_SCHEMA.names()).cast(ROWS_SCHEMA),
             cells.select(CELLS_SCHEMA.names()).cast(CELLS_SCHEMA),
         )
 
     @classmethod
     def concat(cls, grains: Sequence[Grain]) -> Grain:
         """All rows of grains with the same dimensions."""
+        keys = pl.concat([grain.keys for grain in grains]).unique(maintain_order=True)
+        renumbered = [_numbered(grain.keys, keys)["series"] for grain in grains]
+        parts = list(zip(grains, renumbered, strict=True))
         return cls(
             grains[0].dimensions,
-            pl.concat([grain.keys for grain in grains]).unique("key"),
-            pl.concat([grain.rows for grain in grains]),
-            pl.concat([grain.cells for grain in grains]),
+            keys,
+            pl.concat([_renumbered(grain.rows, numbers) for grain, numbers in parts]),
+            pl.concat([_renumbered(grain.cells, numbers) for grain, numbers in parts]),
         )
 
     def between(self, start: datetime | None, end: datetime | None) -> Grain:
@@ -168,7 +170,7 @@ def of_spans(spans: pl.DataFrame) -> Evidence:
     prepared = (
         spans.lazy()
         .with_columns(missing)
-        .with_columns(pl.col("region").cast(pl.String).fill_null(UNKNOWN_REGION))
+        .with_columns(pl.col("region").cast(pl.String).fill_null(UNKNOWN))
         .select(
             *sorted(names),
             minute=pl.col("start_time").dt.truncate("1m").cast(pl.Datetime("us")),
@@ -185,12 +187,26 @@ def of_spans(spans: pl.DataFrame) -> Evidence:
 
 
 _FIELDS = tuple(field.name for field in fields(Evidence))
+_COUNTED = (
+    pl.len().alias("count"),
+    (pl.col("status") == "error").sum().alias("errors"),
+    pl.col("cache_hit").sum().alias("hits"),
+    (pl.col("cache_hit").count() - pl.col("cache_hit").sum()).alias("misses"),
+    pl.col("duration_ns").sum().alias("busy_ns"),
+    pl.col("sample_weight").null_count().alias("unknown_weight_count"),
+)
 _ALWAYS = frozenset({"region", "tenant", "service_name", "component", "operation", "kind"})
 
 
-def _keyed(frame: pl.DataFrame, dimensions: tuple[str, ...]) -> pl.DataFrame:
-    text = pl.concat_str([pl.col(name).cast(pl.String) for name in dimensions], separator="\x1f")
-    return frame.with_columns(text.hash(seed=0).alias("key"))
+def _numbered(frame: pl.DataFrame, keys: pl.DataFrame) -> pl.DataFrame:
+    """`frame` with the column `series`: the row of `keys` that has the same values."""
+    return frame.join(
+        keys.with_row_index("series"), on=keys.columns, how="left", nulls_equal=True, maintain_order="left"
+    )
+
+
+def _renumbered(frame: pl.DataFrame, numbers: pl.Series) -> pl.DataFrame:
+    return frame.with_columns(numbers.gather(frame["series"]).alias("series"))
 
 
 def _concat(values: list[Grain] | list[pl.DataFrame]) -> Grain | pl.DataFrame:

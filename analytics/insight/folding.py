@@ -14,9 +14,9 @@ from analytics.insight.finding import Finding
 SYMPTOMS = frozenset({"latency", "errors", "region_slow", "region_errors", "slo_burn", "blast_radius", "mix_shift", "forecast"})
 EXPLAINS: dict[str, frozenset[str]] = {
     "deploy": SYMPTOMS | {"instance", "retry_storm", "traffic_surge", "exhaustion", "hit_ratio", "noisy_neighbour"},
-    "noisy_neighbour": SYMPTOMS | {"instance", "burst", "exhaustion", "traffic_surge", "hot_key", "delivery_lag"},
-    "exhaustion": SYMPTOMS | {"instance"},
     "hot_key": SYMPTOMS | {"instance", "burst", "hit_ratio", "noisy_neighbour", "traffic_surge", "exhaustion"},
+    "noisy_neighbour": SYMPTOMS | {"instance", "burst", "exhaustion", "traffic_surge", "delivery_lag"},
+    "exhaustion": SYMPTOMS | {"instance"},
     "instance": SYMPTOMS,
     "retry_storm": SYMPTOMS | {"traffic_surge", "burst", "hit_ratio", "instance", "mix_shift"},
     "hit_ratio": SYMPTOMS | {"traffic_surge", "mix_shift"},
@@ -65,7 +65,16 @@ def explains(cause: Finding, symptom: Finding) -> bool:
         return False
     if cause.kind == "burst" and symptom.tenant_scope != cause.tenant_scope:
         return False
+    if cause.kind == "hot_key" and not _by_the_same(cause, symptom):
+        return False
     return cause.since <= symptom.since + _BEFORE_MAX
+
+
+def _by_the_same(cause: Finding, symptom: Finding) -> bool:
+    """Whether a hot key may bring it: what is blamed on a tenant must be blamed on the key's."""
+    if symptom.kind == "noisy_neighbour":
+        return f"tenant={cause.tenant_scope}" in symptom.suspects
+    return symptom.tenant_scope in (None, cause.tenant_scope)
 
 
 def _merged(found: list[Finding]) -> list[Finding]:

@@ -53,7 +53,7 @@ def find(scene: Scene) -> list[Finding]:
     for what in ("slow", "very_slow", "errors"):
         measure = _masked(scene.measure("host", what), serving)
         keys, of = panel.groups(BY)
-        groups = scene.judged(keys, of, measure.by(of, keys.height))
+        groups = scene.judged(keys, of, measure.by(of, keys.height), what)
         peers = _peers(groups)
         for index in np.flatnonzero(groups.flagged & peers):
             place = tuple(str(value) for value in keys.row(int(index)))
@@ -101,7 +101,7 @@ def _host(scene: Scene, groups: Groups, index: int, what: str, measure: Measure,
     effect = (
         telling.share_effect("error_rate", measure, victims, since)
         if what == "errors"
-        else telling.latency_effect(panel, victims, since)
+        else telling.latency_effect(panel, victims, since, what)
     )
     hurt = telling.impact(scene, panel, measure, victims, since)
     figure = f"errors {telling.times(effect)}" if what == "errors" else telling.times(effect)

@@ -10,9 +10,9 @@ from analytics.insight.finding import Effect, Finding, Place
 from analytics.insight.scene import Scene
 
 _RECENT_MINUTES = 3
-_SHARE_MIN = 0.1
-_RATIO_MIN = 2.0
-_COUNT_MIN = 30
+_SHARE_MIN = 0.25
+_RATIO_MIN = 2.5
+_COUNT_MIN = 50
 _BY = ("region", "tenant", "destination")
 
 
@@ -23,11 +23,13 @@ def find(scene: Scene) -> list[Finding]:
         return []
     recent = pl.col("minute") >= scene.span.time(scene.span.count - _RECENT_MINUTES)
     before = pl.col("minute") < scene.span.time(scene.span.baseline)
-    totals = known.group_by("minute", *_BY).agg(pl.col("total").first())
+    # Rows of a minute may come from several stretches of spans, each with a total of its own.
+    totals = known.group_by("minute", *_BY).agg(pl.col("total").unique().sum())
     usual = (
         known.filter(before)
         .group_by(*_BY, "minute")
-        .agg(top=pl.col("count").max() / pl.col("total").first(), total=pl.col("total").first())
+        .agg(pl.col("total").unique().sum(), top=pl.col("count").max())
+        .with_columns(pl.col("top") / pl.col("total"))
         .group_by(_BY)
         .agg(usual=(pl.col("top") * pl.col("total")).sum() / pl.col("total").sum(), busiest=pl.col("top").quantile(0.95))
     )
@@ -35,7 +37,7 @@ def find(scene: Scene) -> list[Finding]:
     now = (
         known.filter(recent)
         .group_by(*_BY, "key")
-        .agg(pl.col("count").sum(), pl.col("service_name", "host").first(), minutes=pl.len())
+        .agg(pl.col("count").sum(), pl.col("service_name", "host").first(), minutes=pl.col("minute").n_unique())
         .join(total, on=_BY)
         .join(usual, on=_BY)
         .with_columns(share=pl.col("count") / pl.col("total"))
@@ -44,6 +46,7 @@ def find(scene: Scene) -> list[Finding]:
             pl.col("count") >= _COUNT_MIN,
             pl.col("share") >= _SHARE_MIN,
             pl.col("share") >= _RATIO_MIN * pl.col("usual"),
+            pl.col("share") > pl.col("busiest"),
         )
         .sort("share", descending=True)
         .unique(_BY, keep="first", maintain_order=True)

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
 from analytics.insight.finding import Finding
+from analytics.insight.folding import explains
 
 SEEN_TO_OPEN = 2
 
@@ -56,7 +57,12 @@ class Tracker:
             return replace(track.finding, state="resolved")
         if track.opened:
             return replace(track.finding, state="ongoing")
-        if track.seen >= SEEN_TO_OPEN:
+        if track.seen >= SEEN_TO_OPEN and not self._is_explained(track):
             track.opened = True
             return replace(track.finding, state="opened")
         return None
+
+    def _is_explained(self, track: _Track) -> bool:
+        """Whether something that is open explains it: a symptom that outlives its cause by a minute is no news."""
+        others = (other for other in self._tracks.values() if other.opened and other is not track)
+        return any(explains(other.finding, track.finding) for other in others)

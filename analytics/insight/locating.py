@@ -54,6 +54,16 @@ def _dominant(column: pl.Series, excess: Floats, expected: Floats, inside: Bools
     return str(column.filter(pl.Series(codes == top))[0])
 
 
+def located(
+    keys: pl.DataFrame, excess: Floats, expected: Floats, dimensions: Sequence[str], inside: Bools
+) -> tuple[dict[str, str], Bools]:
+    """`locate` among the series `inside`; what is left is told of all series."""
+    found, part = locate(keys.filter(pl.Series(inside)), excess[inside], expected[inside], dimensions)
+    left = inside.copy()
+    left[inside] = part
+    return found, left
+
+
 def effective_number(excess: Floats) -> float:
     """1 / sum of squared shares (inverse Simpson index): how many places carry the excess, were it spread evenly."""
     positive = np.maximum(excess, 0)

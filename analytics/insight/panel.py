@@ -103,17 +103,17 @@ class Panel:
     def of(cls, grain: Grain, span: Span) -> Panel:
         """Read the minutes of `span`."""
         inside = grain.between(span.start, span.end)
-        used = inside.rows.select("key").unique()
-        keys = grain.keys.join(used, on="key", how="semi").sort("key")
-        ordered = keys["key"].to_numpy()
-        at = np.searchsorted(ordered, inside.rows["key"].to_numpy()) * span.count + span.index(inside.rows["minute"])
-        shape = (len(ordered), span.count)
-        counts = {name: _dense(at, inside.rows[name].to_numpy(), shape) for name in COUNTS}
+        series = inside.rows["series"].to_numpy()
+        used = np.zeros(grain.keys.height, dtype=bool)
+        used[series] = True
+        number = np.cumsum(used) - 1
+        shape = (int(used.sum()), span.count)
+        at = number[series] * span.count + span.index(inside.rows["minute"])
         return cls(
             span,
-            keys.drop("key"),
-            counts,
-            np.searchsorted(ordered, inside.cells["key"].to_numpy()),
+            grain.keys.filter(pl.Series(used)),
+            {name: _dense(at, inside.rows[name].to_numpy(), shape) for name in COUNTS},
+            number[inside.cells["series"].to_numpy()],
             span.index(inside.cells["minute"]),
             inside.cells["cell"].to_numpy().astype(np.intp) - _FIRST_CELL,
             inside.cells["spans"].to_numpy().astype(np.float64),

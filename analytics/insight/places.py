@@ -26,6 +26,8 @@ LEVELS = (
 _NETWORK = "network"
 _OWN_TIME_SHARE = 0.6
 _BROAD = 0.5
+_EFFECT_MIN = 1.25
+_ERRORS_MIN = 0.003
 
 
 @dataclass(frozen=True)
@@ -92,7 +94,7 @@ def _latency(scene: Scene, trouble: Trouble) -> Finding | None:
         operation = deeper.get("operation")
         own[own] = left
         which = own
-    effect = telling.latency_effect(panel, which, trouble.since)
+    effect = telling.latency_effect(panel, which, trouble.since, trouble.what)
     hurt = telling.impact(scene, panel, measure, which, trouble.since)
     tenant = located.get("tenant")
     broad = tenant is None and slow in (None, _NETWORK) and hurt.share >= _BROAD
@@ -142,6 +144,8 @@ def _errors(scene: Scene, trouble: Trouble) -> Finding | None:
     deeper, left = locate(panel.keys.filter(pl.Series(which)), part, part_expected, ("operation",))
     which[which] = left
     effect = telling.share_effect("error_rate", measure, which, trouble.since)
+    if effect.value - effect.baseline < _ERRORS_MIN:
+        return None
     hurt = telling.impact(scene, panel, measure, which, trouble.since)
     tenant = located.get("tenant")
     broad = tenant is None and hurt.share >= _BROAD and not service and "operation" not in deeper
@@ -168,7 +172,7 @@ def _told(
     effect: telling.Effect, which: Bools, network: bool,
 ) -> Finding | None:  # fmt: skip
     errors = trouble.what == "errors"
-    if effect.ratio < scene.config.ratio_min and trouble.what != "very_slow":
+    if effect.ratio < _EFFECT_MIN:
         return None
     panel, measure = scene.panel("base"), scene.measure("base", trouble.what)
     if errors:

@@ -24,6 +24,10 @@ STRATA = {
     "destination": ("region", "component", "operation", "kind"),
 }
 SHARES = ("slow", "very_slow", "errors", "misses")
+RATIOS = {"very_slow": 2.0, "errors": 2.0, "missing": 3.0}
+"""Ratios to the usual that are worth telling, where they are larger than `ratio_min`: what is rare varies more."""
+OVER_QUOTA = ("RESOURCE_EXHAUSTED", "429", "ThrottlingException", "TooManyRequests", "rate_limited")
+"""Values of `error.type` that tell of a caller who is over its quota: no trouble of the service."""
 HISTORY_MIN = 15
 """Minutes of history under which nothing is said."""
 
@@ -81,9 +85,24 @@ class Scene:
             elif what == "misses":
                 observed, trials = panel.counts["misses"], panel.counts["misses"] + panel.counts["hits"]
             else:
-                observed = panel.counts[what]
+                observed = np.maximum(panel.counts[what] - self._over_quota(name), 0)
             self._measures[key] = baselines.rates(observed, trials, strata, strata_keys.height, self.span)
         return self._measures[key]
+
+    def _over_quota(self, name: str) -> Floats:
+        """Errors of callers over their quota, by series and minute; known of panel base."""
+        panel, errors = self.panel(name), self.panel("error")
+        if name != "base" or not errors.size:
+            return np.zeros((panel.size, self.span.count))
+        quota = errors.where(errors.keys["error_type"].is_in(OVER_QUOTA))
+        by = ["region", "tenant", "service_name", "operation", "kind"]
+        # Series that differ by their component alone share what is known of both.
+        series = panel.keys.select(by).with_row_index("series").unique(by, keep="first")
+        at = quota.keys.join(series, on=by, how="left", maintain_order="left")["series"]
+        found = np.zeros((panel.size, self.span.count))
+        known = at.is_not_null().to_numpy()
+        np.add.at(found, at.drop_nulls().to_numpy(), quota.counts["errors"][known])
+        return found
 
     @cached_property
     def demand(self) -> Measure:
@@ -104,10 +123,10 @@ class Scene:
                 measure = traffic(Measure(count, count, count, count).by(of, keys.height).observed, self.span)
             else:
                 measure = self.measure(name, what).by(of, keys.height)
-            self._levels[key] = self.judged(keys, of, measure, sign)
+            self._levels[key] = self.judged(keys, of, measure, what, sign)
         return self._levels[key]
 
-    def judged(self, keys: pl.DataFrame, of: Ints, measure: Measure, sign: int = 1) -> Groups:
+    def judged(self, keys: pl.DataFrame, of: Ints, measure: Measure, what: str = "", sign: int = 1) -> Groups:
         """Scan groups, correct their p values over all of them, and flag what stands out."""
         scan = baselines.scan(measure, self.span, sign)
         tested = scan.trials >= self.config.volume_min
@@ -119,7 +138,7 @@ class Scene:
             tested
             & (corrected <= self.config.false_discovery_rate)
             & (scan.z >= self.config.deviation_min)
-            & (ratio >= self.config.ratio_min)
+            & (ratio >= max(self.config.ratio_min, RATIOS.get(what, 0.0)))
             & (np.abs(scan.observed - scan.expected) >= 10)
         )
         return Groups(keys, of, measure, scan, corrected, flagged)

@@ -61,16 +61,18 @@ def impact(scene: Scene, panel: Panel, measure: Measure, which: Bools, since: in
     return Impact(tenants, max(active, len(tenants)), float(low), float(high), effective_number(excess))
 
 
-def latency_effect(panel: Panel, which: Bools, since: int) -> Effect:
-    """p95 now and in the baseline of some series; the interval is that of the order statistics of now."""
+def latency_effect(panel: Panel, which: Bools, since: int, what: str = "slow") -> Effect:
+    """p95 (p99 of what is 'very_slow') of some series now and in the baseline; the interval is that of now's order
+    statistics."""
+    q, name = (0.99, "p99_ns") if what == "very_slow" else (0.95, "p95_ns")
     now, before = panel.spread(which, slice(since, None)), panel.spread(which, slice(0, panel.span.baseline))
-    value, base = quantile_ns(now, 0.95) or 0.0, quantile_ns(before, 0.95) or 0.0
+    value, base = quantile_ns(now, q) or 0.0, quantile_ns(before, q) or 0.0
     n = max(float(now.sum()), 1.0)
-    width = 1.96 * float(np.sqrt(0.95 * 0.05 / n))
-    low, high = (quantile_ns(now, min(max(0.95 + sign * width, 0.0), 1.0)) or 0.0 for sign in (-1, 1))
+    width = 1.96 * float(np.sqrt(q * (1 - q) / n))
+    low, high = (quantile_ns(now, min(max(q + sign * width, 0.0), 1.0)) or 0.0 for sign in (-1, 1))
     if base <= 0:
-        return Effect("p95_ns", value, base, float("inf") if value else 1.0)
-    return Effect("p95_ns", value, base, value / base, low / base, high / base)
+        return Effect(name, value, base, float("inf") if value else 1.0)
+    return Effect(name, value, base, value / base, low / base, high / base)
 
 
 def share_effect(name: str, measure: Measure, which: Bools, since: int) -> Effect:
@@ -146,7 +148,8 @@ def exemplars(scene: Scene, place: Place, since: int, *, errors: bool, tenants: 
         pl.col("minute") >= scene.span.time(since), pl.col("is_error") == errors
     )
     wanted = {"region": place.region, "service_name": place.service, "operation": place.operation}
-    found = found.filter([pl.col(name) == value for name, value in wanted.items() if value is not None])
+    for name, value in wanted.items():
+        found = found if value is None else found.filter(pl.col(name) == value)
     if len(tenants) == 1:
         found = found.filter(pl.col("tenant") == tenants[0])
     return tuple(found.sort("duration_ns", descending=True)["trace_id"].unique(maintain_order=True).head(3))
@@ -195,8 +198,8 @@ def percent(share: float) -> str:
 
 def times(effect: Effect) -> str:
     """`p95 is 3.1 times the usual (12.4 ms, was 4 ms)`."""
-    if effect.measure == "p95_ns":
-        return f"p95 is {effect.ratio:.1f} times the usual ({duration(effect.value)}, was {duration(effect.baseline)})"
+    if effect.measure in ("p95_ns", "p99_ns"):
+        return f"{effect.measure[:3]} is {effect.ratio:.1f} times the usual ({duration(effect.value)}, was {duration(effect.baseline)})"
     return f"{percent(effect.value)} (usually {percent(effect.baseline)})"
 
 

@@ -1,8 +1,11 @@
-"""Topics: how late messages reach their subscribers, and which never do."""
+"""Topics: how late messages reach their subscribers, and which never do.
+
+How many deliveries a message has is learned: the median of deliveries a message by minute of the baseline, rounded where
+it is close to a whole number. Fewer are missing. Messages of the newest minute may still be under way (right-censored),
+so missing deliveries are judged without it.
+"""
 
 from __future__ import annotations
-
-from collections.abc import Sequence
 
 import numpy as np
 import polars as pl
@@ -11,123 +14,102 @@ from analytics.buckets import GAMMA
 from analytics.change import duration
 from analytics.insight import baselines, telling
 from analytics.insight.finding import Effect, Finding, Kind, Place
-from analytics.insight.locating import locate
-from analytics.insight.panel import Floats, Measure, Panel
-from analytics.insight.scene import Groups, Scene
+from analytics.insight.panel import Floats, Ints, Measure, Panel
+from analytics.insight.scene import Scene
+from analytics.insight.shares import Spot, dense, spots
 from analytics.insight.traced import LAG_CELL_BUCKETS
 
 BY = ("region", "tenant", "destination")
-LEVELS: tuple[Sequence[str], ...] = (("region",), ("region", "destination"), BY)
+LEVELS = (("tenant", "destination"), ("region",), ("region", "destination"), ("destination",), BY)
+_ORDER = ("tenant", "destination", "region")
 _CELLS = 600
 
 
 def find(scene: Scene) -> list[Finding]:
-    """Findings 'delivery_lag' and 'lost_deliveries', one a region at most of each."""
-    counts = scene.evidence.deliveries.filter(
-        pl.col("minute") >= scene.span.start, pl.col("minute") < scene.span.end
-    )
+    """Findings 'delivery_lag' and 'lost_deliveries'."""
+    within = (pl.col("minute") >= scene.span.start, pl.col("minute") < scene.span.end)
+    counts = scene.evidence.deliveries.filter(within)
     if counts.is_empty():
         return []
-    keys = counts.select(BY).unique().sort(BY).with_row_index("series")
-    at = _at(scene, counts, keys)
-    delivered, undelivered = (_dense(scene, at, counts[name], keys.height) for name in ("deliveries", "undelivered"))
-    slow, cells = _slow(scene, keys)
+    keys = counts.select(BY).unique().sort(BY)
+    cells = scene.evidence.delivery_cells.filter(within)
+    messages, delivered = (dense(scene, counts, keys, lambda f, n=name: f[n]) for name in ("messages", "deliveries"))  # type: ignore[misc]
+    late = _late(scene, cells, keys)
     strata = np.zeros(keys.height, dtype=np.intp)
-    found = _located(scene, keys, baselines.rates(slow, delivered, strata, 1, scene.span), "delivery_lag", cells)
-    lost = baselines.rates(undelivered, delivered + undelivered, strata, 1, scene.span)
-    return found + _located(scene, keys, lost, "lost_deliveries", cells)
+    lags = baselines.rates(late, delivered, strata, 1, scene.span)
+    missing = _missing(messages, delivered, scene)
+    found = [_lag(scene, keys, lags, spot, cells) for spot in spots(scene, keys, lags, LEVELS, _ORDER)]
+    return found + [_lost(scene, keys, missing, spot) for spot in spots(scene, keys, missing, LEVELS, _ORDER, "missing")]
 
 
-def _at(scene: Scene, frame: pl.DataFrame, keys: pl.DataFrame) -> np.ndarray:
-    series = frame.join(keys, on=BY, how="left", maintain_order="left")["series"].to_numpy().astype(np.intp)
-    return series * scene.span.count + scene.span.index(frame["minute"])
+def _missing(messages: Floats, delivered: Floats, scene: Scene) -> Measure:
+    """Deliveries that are missing, of those that there should be."""
+    before = slice(0, scene.span.baseline)
+    fan_out = delivered[:, before].sum(1) / np.maximum(messages[:, before].sum(1), 1)
+    whole = np.round(fan_out)
+    fan_out = np.where(np.abs(fan_out - whole) <= 0.02 * whole, whole, fan_out)[:, None]
+    due = fan_out * messages
+    missing = np.maximum(due - delivered, 0.0)
+    missing[:, -1] = missing[:, -2]
+    due[:, -1] = due[:, -2]
+    return baselines.rates(missing, due, np.zeros(len(due), dtype=np.intp), 1, scene.span)
 
 
-def _dense(scene: Scene, at: np.ndarray, values: pl.Series, series: int) -> Floats:
-    size = series * scene.span.count
-    return np.bincount(at, weights=values.to_numpy(), minlength=size).reshape(series, -1)
-
-
-def _slow(scene: Scene, keys: pl.DataFrame) -> tuple[Floats, pl.DataFrame]:
-    """Deliveries later than the 95th percentile of their own topic's baseline, and the cells with their series."""
-    cells = scene.evidence.delivery_cells.filter(
-        pl.col("minute") >= scene.span.start, pl.col("minute") < scene.span.end
-    ).join(keys, on=BY, how="left", maintain_order="left")
-    series = cells["series"].to_numpy().astype(np.intp)
-    minute = scene.span.index(cells["minute"])
-    cell, spans = cells["cell"].to_numpy().astype(np.intp) + 1, cells["spans"].to_numpy().astype(float)
+def _late(scene: Scene, cells: pl.DataFrame, keys: pl.DataFrame) -> Floats:
+    """Deliveries later than the 95th percentile of their own topic's baseline."""
+    numbered = cells.join(keys.with_row_index("series"), on=BY, maintain_order="left")
+    series: Ints = numbered["series"].to_numpy().astype(np.intp)
+    minute = scene.span.index(numbered["minute"])
+    cell, spans = numbered["cell"].to_numpy().astype(np.intp) + 1, numbered["spans"].to_numpy().astype(float)
     early = minute < scene.span.baseline
     spread = np.bincount(series[early] * _CELLS + cell[early], weights=spans[early], minlength=keys.height * _CELLS)
     up_to = np.cumsum(spread.reshape(-1, _CELLS), axis=1)
     threshold = (up_to < 0.95 * up_to[:, -1:]).sum(1)
     late = cell > threshold[series]
     at = series[late] * scene.span.count + minute[late]
-    dense = np.bincount(at, weights=spans[late], minlength=keys.height * scene.span.count)
-    return dense.reshape(keys.height, -1), cells.with_columns(at=pl.Series(minute))
+    return np.bincount(at, weights=spans[late], minlength=keys.height * scene.span.count).reshape(keys.height, -1)
 
 
-def _located(
-    scene: Scene, keys: pl.DataFrame, measure: Measure, kind: Kind, cells: pl.DataFrame
-) -> list[Finding]:
-    best: dict[str, tuple[Groups, int]] = {}
-    for level in LEVELS:
-        names = keys.select(level).unique(maintain_order=True).with_row_index("group")
-        of = keys.join(names, on=list(level), maintain_order="left")["group"].to_numpy().astype(np.intp)
-        groups = scene.judged(names.drop("group"), of, measure.by(of, names.height))
-        for index in np.flatnonzero(groups.flagged):
-            region = str(groups.keys["region"][int(index)])
-            if region not in best or groups.scan.z[index] > best[region][0].scan.z[best[region][1]]:
-                best[region] = (groups, int(index))
-    return [_told(scene, keys, measure, kind, region, *one, cells) for region, one in best.items()]
+def _lag(scene: Scene, keys: pl.DataFrame, measure: Measure, spot: Spot, cells: pl.DataFrame) -> Finding:
+    mine = cells.join(keys.filter(pl.Series(spot.which)), on=BY, how="semi")
+    begin = scene.span.time(spot.since)
+    now, before = (
+        _median_ns(mine.filter(part))
+        for part in (pl.col("minute") >= begin, pl.col("minute") < scene.span.time(scene.span.baseline))
+    )
+    effect = Effect("lag_p50_ns", now, before, now / before if before else float("inf"))
+    figure = f"half take longer than {duration(now)} (usually {duration(before)})"
+    return _told(scene, keys, measure, spot, "delivery_lag", effect, f"late since {begin:%H:%M}: {figure}")
+
+
+def _lost(scene: Scene, keys: pl.DataFrame, measure: Measure, spot: Spot) -> Finding:
+    effect = telling.share_effect("undelivered_share", measure, spot.which, spot.since)
+    figure = f"{telling.percent(effect.value)} (usually {telling.percent(effect.baseline)})"
+    begin = scene.span.time(spot.since)
+    return _told(scene, keys, measure, spot, "lost_deliveries", effect, f"missing since {begin:%H:%M}: {figure}")
 
 
 def _told(
-    scene: Scene, keys: pl.DataFrame, measure: Measure, kind: Kind, region: str, groups: Groups, index: int,
-    cells: pl.DataFrame,
-) -> Finding:  # fmt: skip
-    since = int(groups.scan.since[index])
-    which = (keys["region"] == region).to_numpy()
-    excess = (measure.observed - measure.expected)[which][:, since:].sum(1)
-    expected = measure.expected[which][:, since:].sum(1)
-    located, inside = locate(keys.filter(pl.Series(which)), excess, expected, ("destination", "tenant"))
-    which[which] = inside
-    panel = Panel(scene.span, keys, {}, *(np.empty(0, dtype=np.intp),) * 3, np.empty(0))
-    hurt = telling.impact(scene, panel, measure, which, since)
-    tenant = located.get("tenant")
+    scene: Scene, keys: pl.DataFrame, measure: Measure, spot: Spot, kind: Kind, effect: Effect, words: str
+) -> Finding:
+    nothing = np.empty(0, dtype=np.intp)
+    panel = Panel(scene.span, keys, {}, nothing, nothing, nothing, np.empty(0))
+    hurt = telling.impact(scene, panel, measure, spot.which, spot.since)
+    tenant = spot.values.get("tenant")
     tenants = (tenant,) if tenant else hurt.tenants
-    place = Place(region, destination=located.get("destination"))
-    begin = f"since {scene.span.time(since):%H:%M}"
+    place = Place(spot.values.get("region"), destination=spot.values.get("destination"))
     subject = f"messages {place.words()}" + (f" of tenant {tenant}" if tenant else "")
-    if kind == "delivery_lag":
-        effect = _lag_effect(scene, keys, which, since, cells)
-        sentence = (
-            f"Deliveries of {subject} are late {begin}: half take longer than {duration(effect.value)} "
-            f"(usually {duration(effect.baseline)}); {hurt.words()} are hurt."
-        )
-    else:
-        effect = telling.share_effect("undelivered_share", measure, which, since)
-        sentence = (
-            f"Deliveries of {subject} are missing {begin}: {telling.percent(effect.value)} "
-            f"(usually {telling.percent(effect.baseline)}); {hurt.words()} are hurt."
-        )
+    whom = "" if tenant else f"; {hurt.words()} are hurt"
     return Finding(
         kind, place, telling.severity(effect.ratio, hurt.share),
-        telling.score(5.0, effect.ratio, float(excess[inside].sum()), hurt.share), telling.aware(scene, since), scene.until,
-        effect,
-        telling.confidence("scan of the last minutes against the topics' own baseline", float(groups.scan.p[index]),
-                           float(groups.p_corrected[index]), float(measure.trials[which][:, since:].sum())),
-        sentence, tenants, tenant_scope=tenant,
-        exemplars=telling.exemplars(scene, Place(region), since, errors=False, tenants=tenants),
-        sql=telling.sql_of(scene, place, since, "rollup_destination_1m"),
+        telling.score(5.0, effect.ratio, spot.excess, 0 if tenant else hurt.share), telling.aware(scene, spot.since),
+        scene.until, effect,
+        telling.confidence("scan of the last minutes against the topics' own baseline", spot.p, spot.p_corrected,
+                           float(measure.trials[spot.which][:, spot.since :].sum())),
+        f"Deliveries of {subject} are {words}{whom}.", tenants, tenant_scope=tenant,
+        exemplars=telling.exemplars(scene, Place(place.region), spot.since, errors=False, tenants=tenants),
+        sql=telling.sql_of(scene, place, spot.since, "rollup_destination_1m"),
     )  # fmt: skip
-
-
-def _lag_effect(scene: Scene, keys: pl.DataFrame, which: np.ndarray, since: int, cells: pl.DataFrame) -> Effect:
-    wanted = cells.filter(pl.col("series").is_in(np.flatnonzero(which).tolist()))
-    now, before = (
-        _median_ns(wanted.filter(part)) for part in (pl.col("at") >= since, pl.col("at") < scene.span.baseline)
-    )
-    return Effect("lag_p50_ns", now, before, now / before if before else float("inf"))
 
 
 def _median_ns(cells: pl.DataFrame) -> float:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import polars as pl
 
 from analytics.buckets import bucket_index
-from analytics.rollup.partials import UNKNOWN_REGION
+from analytics.rollup.partials import UNKNOWN
 
 _TIME = {"minute": pl.Datetime("us")}
 _TOPIC = dict.fromkeys(("region", "tenant", "destination"), pl.String())
 DELIVERIES_SCHEMA = pl.Schema(
-    {**_TIME, **_TOPIC, **dict.fromkeys(("messages", "deliveries", "undelivered"), pl.Int64())}
+    {**_TIME, **_TOPIC, **dict.fromkeys(("messages", "deliveries"), pl.Int64())}
 )
 DELIVERY_CELLS_SCHEMA = pl.Schema({**_TIME, **_TOPIC, "cell": pl.Int16(), "spans": pl.Int64()})
 HOT_KEYS_SCHEMA = pl.Schema(
@@ -50,7 +50,7 @@ def exemplars(spans: pl.DataFrame) -> pl.DataFrame:
     return (
         spans.lazy()
         .select(
-            _minute(), _text("region").fill_null(UNKNOWN_REGION), _text("service_name"), _text("operation"),
+            _minute(), _text("region").fill_null(UNKNOWN), _text("service_name"), _text("operation"),
             _text("tenant"), is_error=pl.col("status") == "error", duration_ns="duration_ns", trace_id="trace_id",
         )
         .sort("duration_ns", descending=True)
@@ -63,30 +63,31 @@ def exemplars(spans: pl.DataFrame) -> pl.DataFrame:
 
 
 def skew(spans: pl.DataFrame) -> pl.DataFrame:
-    """How far children on another host lie outside their parents, by minute and pair of hosts (SKEW_SCHEMA).
+    """How spans lie against those that cause them on another host, by minute and pair of hosts (SKEW_SCHEMA).
 
-    Of client spans and the server spans they cause. `outside`: children that begin before their parent or end
-    after it; `offset_ns`: the median of (child's middle - parent's middle), which is 0 for clocks that agree and
-    a network that takes as long both ways (Cristian's algorithm, 1989).
+    Of server spans and the client or producer spans above them, and of consumer spans and their producers of the same
+    region. `outside`: those that begin before their cause or, for servers, end after it. `offset_ns`: medians; for
+    servers of (its middle - the caller's middle), which is 0 for clocks that agree and a network that takes as long
+    both ways (Cristian, "Probabilistic clock synchronization", 1989); for consumers of the time from the producer's start
+    to theirs, which moves with the clock but is not 0.
     """
     if not _has(spans, "trace_id", "span_id", "parent_span_id", "host"):
         return SKEW_SCHEMA.to_frame()
-    columns = ["trace_id", "start_time", "duration_ns", "host", "region"]
-    children = spans.lazy().filter(pl.col("kind") == "server", pl.col("parent_span_id").is_not_null())
-    parents = spans.lazy().filter(pl.col("kind").is_in(["client", "producer"]))
-    middle = pl.col("start_time").cast(pl.Int64) + pl.col("duration_ns") // 2
-    pairs = children.select(*columns, "parent_span_id", middle=middle).join(
-        parents.select("trace_id", "span_id", "start_time", "duration_ns", parent_host="host", parent_middle=middle),
-        left_on=["trace_id", "parent_span_id"], right_on=["trace_id", "span_id"], suffix="_parent",
+    causes = spans.lazy().filter(pl.col("kind").is_in(["client", "producer"])).select(
+        "trace_id", "span_id", cause_begin=_begin(), cause_ns="duration_ns", parent_host=_text("host"),
+        parent_region=_text("region"),
     )  # fmt: skip
-    begin, begin_parent = pl.col("start_time").cast(pl.Int64), pl.col("start_time_parent").cast(pl.Int64)
-    ends_after = begin + pl.col("duration_ns") > begin_parent + pl.col("duration_ns_parent")
-    timed_out = pl.col("duration_ns") > pl.col("duration_ns_parent")
+    pairs = _caused(spans).join(causes, on=["trace_id", "span_id"])
+    same_region = pl.col("region").eq_missing(pl.col("parent_region"))
+    middle = pl.col("begin") + pl.col("duration_ns") // 2 - pl.col("cause_begin") - pl.col("cause_ns") // 2
+    ends_after = pl.col("begin") + pl.col("duration_ns") > pl.col("cause_begin") + pl.col("cause_ns")
+    late = pl.col("is_server") & ends_after & (pl.col("duration_ns") <= pl.col("cause_ns"))
     return (
-        pairs.select(
-            _minute(), _text("region").fill_null(UNKNOWN_REGION), _text("parent_host"), _text("host"),
-            outside=(begin < begin_parent) | (ends_after & ~timed_out),
-            offset_ns=(pl.col("middle") - pl.col("parent_middle")).cast(pl.Float64),
+        pairs.filter(pl.col("is_server") | same_region)
+        .select(
+            "minute", pl.col("region").fill_null(UNKNOWN), "parent_host", "host",
+            outside=(pl.col("begin") < pl.col("cause_begin")) | late,
+            offset_ns=pl.when("is_server").then(middle).otherwise(pl.col("begin") - pl.col("cause_begin")).cast(pl.Float64),
         )
         .drop_nulls()
         .group_by("minute", "region", "parent_host", "host")
@@ -95,6 +96,28 @@ def skew(spans: pl.DataFrame) -> pl.DataFrame:
         .cast(dict(SKEW_SCHEMA))
         .collect()
     )  # fmt: skip
+
+
+def _caused(spans: pl.DataFrame) -> pl.LazyFrame:
+    """Server and consumer spans with the ids of the span that causes them: the first link's, else the parent's."""
+    trace, span = pl.col("trace_id"), pl.col("parent_span_id")
+    if _has(spans, "links"):
+        link = pl.when(pl.col("kind") == "consumer").then(pl.col("links").list.first())
+        trace = pl.coalesce(link.struct.field("trace_id"), trace)
+        span = pl.coalesce(link.struct.field("span_id"), span)
+    return (
+        spans.lazy()
+        .filter(pl.col("kind").is_in(["server", "consumer"]))
+        .select(
+            _minute(), _text("region"), _text("host"), "duration_ns", trace_id=trace, span_id=span, begin=_begin(),
+            is_server=pl.col("kind") == "server",
+        )
+        .filter(pl.col("span_id").is_not_null())
+    )  # fmt: skip
+
+
+def _begin() -> pl.Expr:
+    return pl.col("start_time").cast(pl.Int64)
 
 
 def hot_keys(spans: pl.DataFrame) -> pl.DataFrame:
@@ -110,7 +133,7 @@ def hot_keys(spans: pl.DataFrame) -> pl.DataFrame:
         spans.lazy()
         .filter(pl.col("kind") == "server")
         .select(
-            _minute(), _text("region").fill_null(UNKNOWN_REGION), _text("tenant"), _text("destination"),
+            _minute(), _text("region").fill_null(UNKNOWN), _text("tenant"), _text("destination"),
             _text("service_name"), host,
             key=pl.coalesce(pl.col("attributes").map.get(name) for name in KEY_ATTRIBUTES),
         )
@@ -129,66 +152,37 @@ def hot_keys(spans: pl.DataFrame) -> pl.DataFrame:
 
 
 def deliveries(spans: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
-    """Messages, deliveries and expected but missing deliveries by minute of the producer (DELIVERIES_SCHEMA), and lags
-    from the producer's start to the consumer's by cell (DELIVERY_CELLS_SCHEMA; negative lags are in cell -1).
+    """Messages and their deliveries by minute of the producer (DELIVERIES_SCHEMA), and lags from the producer's start to
+    the consumer's by cell (DELIVERY_CELLS_SCHEMA; negative lags are in cell -1).
 
-    A consumer belongs to the producer that it has as parent or first link. `undelivered`: subscribers that the
-    fan-out names (`topics.subscription.count`) and that have no span here.
+    A consumer belongs to the producer that its first link names, else to its parent.
     """
-    if not _has(spans, "trace_id", "span_id", "parent_span_id", "links", "destination"):
+    if not _has(spans, "trace_id", "span_id", "parent_span_id", "destination"):
         return DELIVERIES_SCHEMA.to_frame(), DELIVERY_CELLS_SCHEMA.to_frame()
     producers = (
         spans.lazy()
         .filter(pl.col("kind") == "producer", pl.col("status") != "error")
         .select(
-            _minute(), _text("region").fill_null(UNKNOWN_REGION), _text("tenant"), _text("destination").fill_null(""),
-            "trace_id", "span_id", sent=pl.col("start_time").cast(pl.Int64),
+            _minute(), _text("region").fill_null(UNKNOWN), _text("tenant"), _text("destination").fill_null(""),
+            "trace_id", "span_id", sent=_begin(),
         )
     )  # fmt: skip
-    link = pl.col("links").list.first()
-    consumers = (
-        spans.lazy()
-        .filter(pl.col("kind") == "consumer")
-        .select(
-            trace_id=pl.coalesce(link.struct.field("trace_id"), "trace_id"),
-            span_id=pl.coalesce(link.struct.field("span_id"), "parent_span_id"),
-            begun=pl.col("start_time").cast(pl.Int64),
-        )
-    )
     by = ["minute", *_TOPIC]
+    consumers = _caused(spans).filter(~pl.col("is_server")).select("trace_id", "span_id", "begin")
     matched = producers.join(consumers, on=["trace_id", "span_id"])
-    lag = pl.col("begun") - pl.col("sent")
+    lag = pl.col("begin") - pl.col("sent")
     cells = matched.with_columns(
         cell=pl.when(lag < 0).then(-1).otherwise(bucket_index(lag) // LAG_CELL_BUCKETS).cast(pl.Int16)
     )
-    sent, delivered, by_cell, expected = pl.collect_all(
+    sent, delivered, by_cell = pl.collect_all(
         [
             producers.group_by(by).agg(messages=pl.len()),
             matched.group_by(by).agg(deliveries=pl.len()),
             cells.group_by(*by, "cell").agg(spans=pl.len()),
-            _expected(spans, producers).group_by(by).agg(pl.col("expected").sum()),
         ]
     )
-    counts = (
-        sent.join(delivered, on=by, how="left")
-        .join(expected, on=by, how="left")
-        .with_columns(pl.col("deliveries", "expected").fill_null(0))
-        .with_columns(undelivered=(pl.col("expected") - pl.col("deliveries")).clip(lower_bound=0))
-    )
+    counts = sent.join(delivered, on=by, how="left").with_columns(pl.col("deliveries").fill_null(0))
     return (
         counts.select(DELIVERIES_SCHEMA.names()).cast(dict(DELIVERIES_SCHEMA)),
         by_cell.select(DELIVERY_CELLS_SCHEMA.names()).cast(dict(DELIVERY_CELLS_SCHEMA)),
     )
-
-
-def _expected(spans: pl.DataFrame, producers: pl.LazyFrame) -> pl.LazyFrame:
-    """Producers with the number of subscribers that a span of the same trace names."""
-    if not _has(spans, "attributes"):
-        return producers.with_columns(expected=pl.lit(0, pl.Int64))
-    fan_out = (
-        spans.lazy()
-        .filter(pl.col("kind") == "internal", pl.col("component") == "topic")
-        .select("trace_id", expected=pl.col("attributes").map.get("topics.subscription.count").cast(pl.Int64, strict=False))
-        .unique("trace_id")
-    )
-    return producers.join(fan_out, on="trace_id", how="left").with_columns(pl.col("expected").fill_null(0))

@@ -19,6 +19,8 @@ _LATER_MINUTES = 2
 _STORM_RATIO = 1.25
 _STORM_ERROR_RATIO = 2.0
 _FEW_EXPECTED = 30.0
+_BURST_RATIO = 2.0
+_BURST_SPANS_A_MINUTE = 120
 
 
 def find(scene: Scene) -> list[Finding]:
@@ -31,7 +33,8 @@ def _bursts(scene: Scene) -> list[Finding]:
     found = []
     for index in np.flatnonzero(groups.flagged):
         region, tenant = (str(value) for value in groups.keys.row(int(index)))
-        if groups.scan.ratio[index] < 1.8 or groups.scan.length[index] < 3:
+        more = float(groups.scan.observed[index] - groups.scan.expected[index]) / int(groups.scan.length[index])
+        if groups.scan.ratio[index] < _BURST_RATIO or groups.scan.length[index] < 3 or more < _BURST_SPANS_A_MINUTE:
             continue
         place = Place(region)
         found.append(_told(scene, groups, int(index), "burst", place, tenant))

@@ -9,15 +9,15 @@ compaction inserts were counted before: never take the insertions of a rollup fo
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from typing import Literal
 
 import polars as pl
 
-from analytics.rollup.job import HOURS, MINUTES, write_rows
+from analytics.rollup.job import write_rows
 from analytics.rollup.partials import merged
+from analytics.rollup.sets import DimensionSet, Length
 from collector.lake import engine
 from collector.lake.lake import Lake, Reader
 
@@ -30,8 +30,6 @@ FILE_BYTES_MAX = 8 * 2**20
 INPUT_BYTES_MAX = 16 * 2**20
 INPUT_FILES_MAX = 64
 SLICE_ROWS = 100_000
-TABLES = (MINUTES, HOURS)
-_WINDOWS: dict[str, Literal["1m", "1h"]] = {MINUTES: "1m", HOURS: "1h"}
 
 
 @dataclass(frozen=True)
@@ -65,8 +63,23 @@ def due(files: Sequence[File]) -> list[File]:
     return []
 
 
-def compact(lake: Lake, table: str) -> int:
-    """Replace the files that are due by one; return how many. Nothing happens where another process was faster."""
+def compact_all(lake: Lake, sets: Sequence[DimensionSet], stopped: Callable[[], bool]) -> None:
+    """Compact both tables of each set as often as is due, or until `stopped()`."""
+    with lake.read() as reader:
+        counts = dict(reader.rows(f"SELECT table_name, file_count FROM {engine.CATALOG}.table_info()"))
+    for dimension_set in sets:
+        for table, length in dimension_set.tables:
+            if counts[table] >= TIER_FILES:
+                while not stopped() and compact(lake, dimension_set, table, length):
+                    pass
+
+
+def compact(lake: Lake, dimension_set: DimensionSet, table: str, length: Length) -> int:
+    """Replace the files of a table of a set that are due by one; return how many.
+
+    `length` is that of the table's windows. Nothing happens where another process was faster.
+    """
+    dimensions = dimension_set.dimensions
     with lake.read() as reader:
         old = due(live_files(reader, table))
         if not old:
@@ -75,7 +88,8 @@ def compact(lake: Lake, table: str) -> int:
         rows = reader.frame(
             f'SELECT * FROM "{table}" WHERE filename IN (SELECT unnest(?::VARCHAR[]))', [paths]
         )
-    new = write_rows(lake, table, pl.concat(merged(part, _WINDOWS[table]) for part in by_windows(rows)))
+    new_rows = pl.concat(merged(part, length, dimensions) for part in by_windows(rows))
+    new = write_rows(lake, table, new_rows, dimensions)
     with lake.write() as transaction:
         live = {file.path for file in live_files(transaction, table)}
         if not live.issuperset(paths):

@@ -17,10 +17,11 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from analytics.rollup.partials import DIMENSIONS, SPAN_COLUMNS
+from analytics.rollup.partials import MEASURES
+from collector.config import DIMENSIONS
 from collector.lake.lake import Reader
 
-LABELS = (*DIMENSIONS, "status")
+_LABELS = frozenset(DIMENSIONS) - {"http_status"} | {"status"}
 _RANGE = "snapshot_id > ? AND snapshot_id <= ?"
 
 
@@ -52,34 +53,35 @@ def bites(reader: Reader, after: int, spans_max: int) -> list[Bite]:
     return found
 
 
-def read(reader: Reader, bite: Bite) -> pl.DataFrame:
-    """SPAN_COLUMNS of the spans of a bite, labels as Categorical."""
+def read(reader: Reader, bite: Bite, dimensions: Sequence[str]) -> pl.DataFrame:
+    """`dimensions` and MEASURES of the spans of a bite, texts as Categorical."""
+    columns = (*dimensions, *MEASURES)
     files = reader.rows(
         f"SELECT filename, count(*) FROM spans WHERE {_RANGE} GROUP BY filename", [bite.after, bite.upto]
     )
     tables, divided = [], []
     for path, spans in files:
-        whole = _whole_file(path, spans)
+        whole = _whole_file(path, spans, columns)
         if whole is None:
             divided.append(path)
         else:
             tables.append(whole)
     if divided or not tables:
-        tables.append(_through_database(reader, bite, divided))
+        tables.append(_through_database(reader, bite, divided, columns))
     return _frame(tables)
 
 
-def _whole_file(path: str, spans: int) -> pa.Table | None:
+def _whole_file(path: str, spans: int, columns: Sequence[str]) -> pa.Table | None:
     """The columns of a file of exactly `spans` rows; None where some of its rows are of other snapshots, or deleted."""
-    with pq.ParquetFile(path, read_dictionary=list(LABELS), pre_buffer=False) as file:
+    with pq.ParquetFile(path, read_dictionary=[c for c in columns if c in _LABELS], pre_buffer=False) as file:
         if file.metadata.num_rows != spans:
             return None
-        return file.read(columns=list(SPAN_COLUMNS), use_threads=False)
+        return file.read(columns=list(columns), use_threads=False)
 
 
-def _through_database(reader: Reader, bite: Bite, paths: Sequence[str]) -> pa.Table:
+def _through_database(reader: Reader, bite: Bite, paths: Sequence[str], columns: Sequence[str]) -> pa.Table:
     return reader.arrow(
-        f"SELECT {', '.join(SPAN_COLUMNS)} FROM spans WHERE {_RANGE} AND filename IN (SELECT unnest(?::VARCHAR[]))",
+        f"SELECT {', '.join(columns)} FROM spans WHERE {_RANGE} AND filename IN (SELECT unnest(?::VARCHAR[]))",
         [bite.after, bite.upto, list(paths)],
     )
 
@@ -87,6 +89,7 @@ def _through_database(reader: Reader, bite: Bite, paths: Sequence[str]) -> pa.Ta
 def _frame(tables: Sequence[pa.Table]) -> pl.DataFrame:
     frames = []
     for table in tables:
-        frame = pl.DataFrame(table.select(SPAN_COLUMNS))
-        frames.append(frame.with_columns(pl.col(LABELS).cast(pl.Categorical)))
+        frame = pl.DataFrame(table)
+        labels = [name for name in frame.columns if name in _LABELS]
+        frames.append(frame.with_columns(pl.col(labels).cast(pl.Categorical)))
     return pl.concat(frames, rechunk=False)

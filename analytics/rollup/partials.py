@@ -6,6 +6,7 @@ window and dimensions is exact, whichever spans each of them counted (ADDITIVE s
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 import polars as pl
@@ -15,18 +16,17 @@ from analytics.buckets import BUCKETS, ZERO_INDEX, bucket_index
 DIMENSIONS = ("region", "tenant", "service_name", "component", "operation", "kind")
 MEASURES = ("start_time", "duration_ns", "status", "cache_hit", "payload_bytes", "sample_weight")
 SPAN_COLUMNS = (*DIMENSIONS, *MEASURES)
-KEY = ("window_start", *DIMENSIONS)
-UNKNOWN_REGION = "unknown"
+UNKNOWN = "unknown"
+NONE = "none"
+"""Label of what a span may well be without, such as an error type; what it should have is `unknown` instead."""
 PAYLOAD_BYTES_MAX = 2**40
 MAPS = {"latency_buckets": BUCKETS, "second_counts": pl.Map(pl.UInt16, pl.UInt32)}
 DURATION_SUM = pl.Decimal(38, 0)
-ROLLUP_SCHEMA = pl.Schema(
+MEASURE_SCHEMA = pl.Schema(
     {
-        "window_start": pl.Datetime("us"),
-        **dict.fromkeys(DIMENSIONS, pl.String()),
         **dict.fromkeys(("count", "errors", "hits", "misses", "bytes"), pl.Int64()),
-        "weighted_count": pl.Float64(),
-        "unknown_weight_count": pl.Int64(),
+        **dict.fromkeys(("weighted_count", "weighted_errors", "weight_squares"), pl.Float64()),
+        **dict.fromkeys(("unknown_weight_count", "folded_series"), pl.Int64()),
         "duration_sum_ns": DURATION_SUM,
         "duration_max_ns": pl.Int64(),
         **MAPS,
@@ -39,25 +39,41 @@ SUMMED = (
     "misses",
     "bytes",
     "weighted_count",
+    "weighted_errors",
+    "weight_squares",
     "unknown_weight_count",
+    "folded_series",
     "duration_sum_ns",
 )
 
 _MINUTE_NS = 60_000_000_000
 _CELLS_MAX = 4096  # above the number of buckets and the seconds of an hour
 _GROUPS_MAX = 2**63 // _CELLS_MAX
+_NULL_CODE = -(2**63)
 
 
-def partials(spans: pl.DataFrame) -> pl.DataFrame:
-    """One row for each minute and set of dimensions of `spans`, with the columns of ROLLUP_SCHEMA.
+def rollup_schema(dimensions: Sequence[str]) -> pl.Schema:
+    """The columns of a rollup by these dimensions: window_start, the dimensions as text, the measures."""
+    return pl.Schema(
+        {"window_start": pl.Datetime("us"), **dict.fromkeys(dimensions, pl.String()), **MEASURE_SCHEMA}
+    )
 
-    `spans` has SPAN_COLUMNS: dimensions and status as String or Categorical, `start_time` as Datetime("ns"); others
-    are ignored. A null region becomes UNKNOWN_REGION. `payload_bytes` counts for 0 to PAYLOAD_BYTES_MAX a span, so
-    that no sum can overflow; durations are summed in 128 bits. Up to 2**23 spans at once.
+
+ROLLUP_SCHEMA = rollup_schema(DIMENSIONS)
+
+
+def partials(spans: pl.DataFrame, dimensions: Sequence[str] = DIMENSIONS) -> pl.DataFrame:
+    """One row for each minute and set of dimensions of `spans`, with the columns of `rollup_schema(dimensions)`.
+
+    `spans` has `dimensions` (String, Categorical or whole numbers) and MEASURES: status as String or Categorical,
+    `start_time` as Datetime("ns"); other columns are ignored. A null dimension becomes `null_label` of it.
+    `payload_bytes` counts for 0 to PAYLOAD_BYTES_MAX a span, so that no sum can overflow; durations are summed in
+    128 bits. Up to 2**23 spans at once.
     """
+    schema = rollup_schema(dimensions)
     if spans.is_empty():
-        return ROLLUP_SCHEMA.to_frame()
-    rows = _rows(spans)
+        return schema.to_frame()
+    rows = _rows(spans, dimensions)
     counted = rows.group_by("group").agg(*_COUNTS, pl.col("row").first())
     buckets = _counted(rows, pl.col("bucket").cast(pl.Int64) - ZERO_INDEX)
     seconds = _counted(rows, pl.col("second"))
@@ -65,29 +81,32 @@ def partials(spans: pl.DataFrame) -> pl.DataFrame:
         [counted, _maps(buckets, "latency_buckets", ZERO_INDEX), _maps(seconds, "second_counts")],
         engine="streaming",
     )
-    found = spans.select(*DIMENSIONS, "start_time")[sums["row"]].with_columns(
-        _label("region").fill_null(UNKNOWN_REGION),
-        *(_label(name) for name in DIMENSIONS[1:]),
+    found = spans.select(*dimensions, "start_time")[sums["row"]].with_columns(
+        *(pl.col(name).cast(pl.String).fill_null(null_label(name)) for name in dimensions),
         window_start=pl.col("start_time").dt.truncate("1m").cast(pl.Datetime("us")),
     )
     joined = pl.concat([sums, found], how="horizontal").join(latency, on="group").join(second, on="group")
-    return joined.select(ROLLUP_SCHEMA.names()).cast(ROLLUP_SCHEMA)
+    return joined.select(schema.names()).cast(schema)
 
 
-def merged(rows: pl.DataFrame, window: Literal["1m", "1h"]) -> pl.DataFrame:
-    """The same sums in one row for each window of the given length and set of dimensions, in order of KEY.
+def merged(
+    rows: pl.DataFrame, window: Literal["1m", "1h"], dimensions: Sequence[str] = DIMENSIONS
+) -> pl.DataFrame:
+    """The same sums in one row for each window of the given length and set of dimensions, ordered by these.
 
-    Rows of minutes become rows of hours: `second_counts` then goes by the second of the hour.
+    `rows` has the columns of `rollup_schema(dimensions)`, and so has the result. Rows of minutes become rows of
+    hours: `second_counts` then goes by the second of the hour.
     """
+    schema, key = rollup_schema(dimensions), ("window_start", *dimensions)
     start = pl.col("window_start")
     numbered = rows.with_row_index("row").with_columns(
         start.dt.truncate(window),
         offset=(start - start.dt.truncate(window)).dt.total_seconds().cast(pl.UInt16),
     )
     grouped = (
-        numbered.group_by(KEY)
+        numbered.group_by(key)
         .agg(*(pl.col(name).sum() for name in SUMMED), pl.col("duration_max_ns").max(), "row")
-        .sort(KEY)
+        .sort(key)
         .with_row_index("group")
     )
     members = grouped.lazy().select("group", "row").explode("row", empty_as_null=False)
@@ -100,7 +119,12 @@ def merged(rows: pl.DataFrame, window: Literal["1m", "1h"]) -> pl.DataFrame:
     joined = grouped.join(maps[0], on="group", maintain_order="left").join(
         maps[1], on="group", maintain_order="left"
     )
-    return joined.select(ROLLUP_SCHEMA.names()).cast(ROLLUP_SCHEMA)
+    return joined.select(schema.names()).cast(schema)
+
+
+def null_label(dimension: str) -> str:
+    """What stands in a rollup for spans without a value of `dimension`."""
+    return NONE if dimension in ("destination", "error_type", "http_status") else UNKNOWN
 
 
 _COUNTS = (
@@ -109,27 +133,32 @@ _COUNTS = (
     pl.col("cache_hit").sum().alias("hits"),
     (pl.col("cache_hit").count() - pl.col("cache_hit").sum()).alias("misses"),
     pl.col("payload_bytes").sum().alias("bytes"),
-    (pl.col("sample_weight").sum() + pl.col("sample_weight").null_count()).alias("weighted_count"),
+    pl.col("weight").sum().alias("weighted_count"),
+    pl.col("error_weight").sum().alias("weighted_errors"),
+    pl.col("weight_square").sum().alias("weight_squares"),
     pl.col("sample_weight").null_count().alias("unknown_weight_count"),
+    pl.lit(0, pl.Int64).alias("folded_series"),
     pl.col("duration_ns").cast(pl.Int128).sum().alias("duration_sum_ns"),
     pl.col("duration_ns").max().alias("duration_max_ns"),
 )
 
 
-def _rows(spans: pl.DataFrame) -> pl.LazyFrame:
+def _rows(spans: pl.DataFrame, dimensions: Sequence[str]) -> pl.LazyFrame:
     """Spans with `group`, a number of minute and dimensions, and the cells that they fall into."""
     codes = (
         spans.lazy()
         .with_row_index("row")
         .with_columns(
             (pl.col("start_time").cast(pl.Int64) // _MINUTE_NS).alias("minute"),
-            *(pl.col(name).cast(pl.Categorical).to_physical() for name in DIMENSIONS),
+            *(_code(name, spans.schema[name]) for name in dimensions),
         )
     )
-    group = _group_number(codes)
+    group = _group_number(codes, ("minute", *dimensions))
     if group is None:
-        codes = codes.collect().pipe(lambda frame: frame.with_columns(_dense_group(frame))).lazy()
+        numbered = codes.collect()
+        codes = numbered.with_columns(_dense_group(numbered, ("minute", *dimensions))).lazy()
         group = pl.col("group")
+    weight, is_error = pl.col("sample_weight").fill_null(1.0), pl.col("status") == "error"
     return codes.select(
         "row",
         "cache_hit",
@@ -138,17 +167,25 @@ def _rows(spans: pl.DataFrame) -> pl.LazyFrame:
         group=group,
         bucket=bucket_index(pl.col("duration_ns")),
         second=pl.col("start_time").cast(pl.Int64) // 1_000_000_000 % 60,
-        is_error=pl.col("status") == "error",
+        is_error=is_error,
+        weight=weight,
+        error_weight=weight * is_error,
+        weight_square=weight * weight,
         payload_bytes=pl.col("payload_bytes").clip(0, PAYLOAD_BYTES_MAX),
     )
 
 
-def _group_number(codes: pl.LazyFrame) -> pl.Expr | None:
-    """A number for each row, different where minute or dimensions are, from 0 to below _GROUPS_MAX.
+def _code(dimension: str, dtype: pl.DataType) -> pl.Expr:
+    """A dimension as whole numbers: its own, or those of its categories."""
+    column = pl.col(dimension)
+    return column if dtype.is_integer() else column.cast(pl.Categorical).to_physical()
+
+
+def _group_number(codes: pl.LazyFrame, names: Sequence[str]) -> pl.Expr | None:
+    """A number for each row, different where one of `names` is, from 0 to below _GROUPS_MAX.
 
     Digits of mixed radix, each from 0 to the range of its column; None where that takes too large a number.
     """
-    names = ("minute", *DIMENSIONS)
     low, high = (
         row.row(0, named=True)
         for row in pl.collect_all([codes.select(names).min(), codes.select(names).max()])
@@ -162,11 +199,11 @@ def _group_number(codes: pl.LazyFrame) -> pl.Expr | None:
     return number if size <= _GROUPS_MAX else None
 
 
-def _dense_group(codes: pl.DataFrame) -> pl.Series:
+def _dense_group(codes: pl.DataFrame, names: Sequence[str]) -> pl.Series:
     """As `_group_number`, by numbering the values that are there: slower, and never too large."""
-    group, size = _dense(codes["minute"])
-    for name in DIMENSIONS:
-        digits, values = _dense(codes[name].cast(pl.Int64).fill_null(-1))
+    group, size = _dense(codes[names[0]])
+    for name in names[1:]:
+        digits, values = _dense(codes[name].cast(pl.Int64).fill_null(_NULL_CODE))
         if size * values > _GROUPS_MAX:
             group, size = _dense(group)
         group, size = group * values + digits, size * values
@@ -206,6 +243,3 @@ def _maps(cells: pl.LazyFrame, name: str, first_key: int = 0) -> pl.LazyFrame:
     lists = pairs.group_by("group").agg(pl.struct("key", "value").alias(name))
     return lists.with_columns(pl.col(name).cast(dtype))
 
-
-def _label(name: str) -> pl.Expr:
-    return pl.col(name).cast(pl.String)

@@ -58,8 +58,12 @@ class Reader:
 
     def position(self, job: str) -> int | None:
         """How far `job` has come: the position of its last committed transaction, None before the first."""
-        position = self.row("SELECT max(position) FROM progress WHERE job = ?", [job])[0]
-        return None if position is None else int(position)
+        return self.positions([job])[job]
+
+    def positions(self, jobs: Sequence[str]) -> dict[str, int | None]:
+        """The position of each job."""
+        found = self.rows("SELECT job, max(position) FROM progress WHERE list_contains(?, job) GROUP BY job", [jobs])
+        return dict.fromkeys(jobs) | {job: int(position) for job, position in found}
 
 
 class Transaction(Reader):
@@ -88,10 +92,16 @@ class Transaction(Reader):
 
         Raises StaleProgressError where another process has moved it from `expected`: the work was done there.
         """
-        found = self.position(job)
-        if found != expected:
-            raise StaleProgressError(f"{job} stands at {found}, not at {expected}: another process did this work")
-        self._connection.execute("INSERT INTO progress VALUES (?, ?, now()::TIMESTAMP)", [job, position])
+        self.advance_all([job], expected, position)
+
+    def advance_all(self, jobs: Sequence[str], expected: int | None, position: int) -> None:
+        """As `advance`, for jobs that stand at the same position and move together."""
+        for job, found in self.positions(jobs).items():
+            if found != expected:
+                raise StaleProgressError(f"{job} stands at {found}, not at {expected}: another process did this work")
+        self._connection.execute(
+            "INSERT INTO progress SELECT unnest(?), ?, now()::TIMESTAMP", [list(jobs), position]
+        )
 
 
 class StaleProgressError(RetryableError):
