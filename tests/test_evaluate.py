@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from dataclasses import dataclass, replace
@@ -113,6 +114,18 @@ def test_time_bounds_what_is_told() -> None:
     assert verdict(symptom, end + AFTERMATH, NOISY) == "symptom"
     assert verdict(symptom, end + AFTERMATH + MINUTE, NOISY) == "false"
     assert verdict(cause, START + MINUTE, None) == "false"
+
+
+def test_the_page_tells_the_rules() -> None:
+    page = (Path(__file__).parents[1] / "docs/evaluation.md").read_text()
+    rows = {cells[1].strip(" `"): cells for line in page.splitlines() if len(cells := line.split("|")) == 8}
+    for kind, rule in RULES.items():
+        _, _, _, _, causes, place, symptoms, _ = rows[kind]
+        assert set(re.findall(r"`(\w+)`", causes)) == rule.causes
+        assert [name for name in place.strip().split(", ") if name] == list(rule.place)
+        assert set(re.findall(r"`(\w+)`", symptoms)) == rule.symptoms
+    for bound in (GRACE, AFTERMATH):
+        assert f"at\nmost {bound // MINUTE} minutes after" in page or f"at most {bound // MINUTE} minutes after" in page
 
 
 @given(
