@@ -87,6 +87,8 @@ BROKEN: dict[str, bytes] = {
     "field number 0": b"\x00\x00",
     "group without an end": tag(90, 3),
     "endless varint": tag(6, 0) + b"\xff" * 11,
+    "length that wraps around 64 bits": tag(5, 2) + varint(2**64 - 1),
+    "length that wraps around to the start": tag(5, 2) + varint(2**64 - 10),
 }
 
 odd_spans = st.lists(st.lists(st.sampled_from(sorted(ODD)), max_size=3), min_size=1, max_size=6)

@@ -40,7 +40,7 @@ from collector.tenants.gate import open_gate
 CONFIG = CollectorConfig(request_bytes_max=64 * 1024)
 BOUNDS = ConnectionBounds(10)
 TURNS_MAX = 1000
-HTTP_STATUSES = {b"200", b"400", b"404", b"405", b"413", b"415", b"431"}
+HTTP_STATUSES = {b"100", b"200", b"400", b"404", b"405", b"413", b"415", b"431"}
 GRPC_CODES = {grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.RESOURCE_EXHAUSTED}
 TENANTS = ("", "acme", "a" * 300, "..", "größe")
 
