@@ -116,7 +116,7 @@ def compared(batch: pa.RecordBatch) -> list[tuple[object, ...]]:
     return list(zip(*(batch.column(column).to_pylist() for column in columns), strict=True))
 
 
-@settings(max_examples=200, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=80, deadline=None, suppress_health_check=list(HealthCheck))
 @given(odd=odd_spans, shuffle=st.booleans())
 @example(odd=[[name] for name in ODD], shuffle=False)
 @example(odd=[[name] for name in ODD], shuffle=True)
@@ -165,7 +165,7 @@ def nested(payload: bytes, depth: int) -> bytes:
     return payload + request_bytes([span_bytes(7, [], False) + attribute])
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
 @given(mutation=st.sampled_from(sorted(MUTATIONS)), where=st.floats(0, 1), spans=st.integers(0, 3))
 def test_what_python_protobuf_parses_is_taken_and_counted(mutation: str, where: float, spans: int) -> None:
     message = ExportTraceServiceRequest(

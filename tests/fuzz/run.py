@@ -14,7 +14,7 @@ import atheris
 
 sys.path[:0] = [str(Path(__file__).parents[2]), str(Path(__file__).parent)]
 
-with atheris.instrument_imports(include=["collector", "uvicorn.protocols"]):
+with atheris.instrument_imports(include=["collector.decode", "collector.receive", "uvicorn.protocols.http"]):
     from targets import TARGETS
 
 
