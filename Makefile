@@ -7,7 +7,7 @@ INSTALLED := $(VENV)/.installed
 LOCK_VENV := build/lock-venv
 PYTEST_ARGS ?=
 
-.PHONY: help setup demo up test javascript exporters faults fuzz evaluate docs lock
+.PHONY: help setup demo up test javascript exporters faults fuzz invariant evaluate docs lock
 
 help:
 	@echo "make setup   install everything into $(VENV), exactly as locked"
@@ -19,6 +19,7 @@ help:
 	@echo "make faults  kill the collector KILLS=50 times under load, then at every step, and print what came of it"
 	@echo "make evaluate  judge the findings on scripted incidents (SEEDS=1-5; 1000-1999 are never tuned on)"
 	@echo "make fuzz    fuzz decoder and servers, FUZZ_SECONDS=600 in all"
+	@echo "make invariant  hold rollups against recomputation in EXAMPLES=50 random histories, at every snapshot"
 	@echo "make docs    write the generated parts of docs/ anew"
 	@echo "make lock    resolve the dependencies anew into requirements.lock"
 
@@ -81,6 +82,11 @@ fuzz: setup
 			-print_final_stats=1 -artifact_prefix=$(FUZZ_FOLDER)/$$target- \
 			$(FUZZ_FOLDER)/$$target tests/fuzz/corpus/$$target || exit 1; \
 	done
+
+EXAMPLES ?= 50
+
+invariant: setup
+	INVARIANT_EXAMPLES=$(EXAMPLES) $(BIN)/pytest tests/test_analytics_invariant.py --timeout 3600 $(PYTEST_ARGS)
 
 docs: setup
 	$(BIN)/python docs/generate.py
