@@ -24,6 +24,7 @@ from analytics.traces.tables import PARTS, TABLES
 from collector.config import TRACE_PARTS, AnalyzeConfig, Config, MappingConfig
 from collector.decode.decoder import Decoder
 from collector.errors import OperatorError
+from collector.lake import engine
 from collector.lake.lake import Lake, StaleProgressError
 from collector.lake.location import Location
 from collector.lake.segments import write_segment
@@ -113,6 +114,21 @@ def test_random_slices_and_restarts_equal_a_recomputation(lake: Lake, simulated:
     assert_exact(lake)
 
 
+def test_a_restart_after_snapshots_expired_still_joins_late_spans(lake: Lake, simulated: pa.Table) -> None:
+    first, second = slices(simulated.slice(0, 600), 9, 2)
+    add(lake, first)
+    TraceJob(lake, replace_parts("summaries", "edges")).catch_up(lambda: False)
+    add(lake, second)
+    with lake.read() as reader:
+        old = [list(range(1, reader.snapshot_id()))]
+    with lake.maintenance() as connection:
+        connection.execute(
+            f"SELECT count(*) FROM ducklake_expire_snapshots('{engine.CATALOG}', versions => ?::UBIGINT[])", old
+        )
+    TraceJob(lake, replace_parts("summaries", "edges")).catch_up(lambda: False)
+    assert_exact(lake, ("summaries", "edges"))
+
+
 def test_each_part_can_be_turned_off(lake: Lake, simulated: pa.Table) -> None:
     for part in slices(simulated, 1, 2):
         add(lake, part)
@@ -166,6 +182,7 @@ import sys
 from pathlib import Path
 from analytics.traces.job import TraceJob
 from collector.config import AnalyzeConfig
+from collector.lake import engine
 from collector.lake.lake import Lake
 from collector.lake.location import Location
 with Lake(Location(Path(sys.argv[1])), read_only=False) as lake:
@@ -176,8 +193,8 @@ with Lake(Location(Path(sys.argv[1])), read_only=False) as lake:
 
 def test_kills_at_any_moment_lose_and_double_nothing(lake: Lake, simulated: pa.Table) -> None:
     moments, killed = random.Random(5), 0
-    for number, part in enumerate(slices(simulated, 5, 4)):
-        for piece in slices(part, number, 4):
+    for number, part in enumerate(slices(simulated, 5, 3)):
+        for piece in slices(part, number, 3):
             add(lake, piece)
         command = [sys.executable, "-c", WORKER, str(lake.location.root)]
         process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
@@ -225,7 +242,7 @@ def test_one_run_brings_rollups_and_traces_up_to_date_and_status_shows_both(lake
     assert {name: done.spans for name, done in jobs.run_once(lake, Config()).jobs.items()} == {"rollup": 500, JOB: 500}
     add(lake, simulated.slice(500, 200))
     with lake.read() as reader:
-        lags = {lag.job: lag.spans_behind for lag in jobs.lag(reader)}
+        lags = {lag.job: lag.spans_behind for lag in (*jobs.lag(reader), jobs.trace_lag(reader))}
     assert lags == {"rollup": 200, JOB: 200}
 
 

@@ -127,12 +127,13 @@ def _forget_passed_marks(lake: Lake) -> None:
 def _expire_snapshots(lake: Lake, now: float) -> None:
     """Jobs note the snapshot they have come to; what lies behind it is theirs to read.
 
-    Rollups by sets of dimensions (marks `rollup/NAME`) find old spans without old snapshots, and may lag for ever.
+    Rollups by sets of dimensions (marks `rollup/NAME`) and the tables of traces (mark `traces`) find old spans without
+    old snapshots, and may lag for ever, where they are turned off.
     """
     with lake.read() as reader:
         read_upto = reader.row(
             "SELECT min(position) FROM (SELECT job, max(position) AS position FROM progress "
-            "WHERE job NOT LIKE 'spool/%' AND job NOT LIKE 'rollup/%' GROUP BY job)"
+            "WHERE job NOT LIKE 'spool/%' AND job NOT LIKE 'rollup/%' AND job <> 'traces' GROUP BY job)"
         )[0]
         if read_upto is None:
             return
