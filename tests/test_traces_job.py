@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import pyarrow as pa
+import pyarrow.compute as pc
 import pytest
 
 from analytics import jobs
@@ -29,18 +30,23 @@ from collector.lake.lake import Lake, StaleProgressError
 from collector.lake.location import Location
 from collector.lake.segments import write_segment
 from collector.pipeline import TraceRequest
+from collector.spans import SPAN_SCHEMA
 from sample_data.emit_files import requests
 
 CONFIG = AnalyzeConfig()
-SPANS = 1500
+SPANS = 1000
 
 
 @pytest.fixture(scope="module")
 def simulated() -> pa.Table:
-    """Spans of cache operations, and of topics joined by parents, links and both, in the order of their requests."""
+    """Spans of cache operations, and of topics joined by parents, links and both; subscribers' clocks are behind."""
     decoder = Decoder(MappingConfig())
     payloads = requests(3, SPANS, 32, operations_per_second=200.0, tenants=12)
-    return pa.Table.from_batches([decoder.decode([TraceRequest(p, 1)]).spans for p in payloads])
+    spans = pa.Table.from_batches([decoder.decode([TraceRequest(p, 1)]).spans for p in payloads])
+    is_behind = pc.equal(spans["service_name"].cast(pa.string()), "subscriber")
+    behind_ns = pc.multiply(is_behind.cast(pa.int64()), 20_000_000).cast(pa.duration("ns"))
+    index = spans.schema.get_field_index("start_time")
+    return spans.set_column(index, SPAN_SCHEMA.field("start_time"), pc.subtract(spans["start_time"], behind_ns))
 
 
 @pytest.fixture(scope="module")
@@ -93,18 +99,18 @@ def assert_exact(lake: Lake, parts: Sequence[str] = PARTS) -> None:
                 of_slices = ("key_counts", "undercount") if table.name == "hot_keys_1m" else ()
                 whole = table.merged(expected[table.name])
                 assert canonical(found.drop(of_slices)) == canonical(whole.drop(of_slices)), table.name
-                assert found.height or table.name == "clock_skew_1m"
+                assert found.height, table.name
 
 
 def test_the_configuration_names_the_parts_that_there_are() -> None:
     assert TRACE_PARTS == PARTS
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", range(2))
 def test_random_slices_and_restarts_equal_a_recomputation(lake: Lake, simulated: pa.Table, seed: int) -> None:
     rng = random.Random(seed)
     job = TraceJob(lake, CONFIG)
-    for part in slices(simulated, seed, 6):
+    for part in slices(simulated, seed, 5):
         add(lake, part)
         if rng.random() < 0.4:
             job = TraceJob(lake, CONFIG)
@@ -141,11 +147,11 @@ def test_each_part_can_be_turned_off(lake: Lake, simulated: pa.Table) -> None:
 
 
 def test_a_compaction_keeps_sums_and_drops_what_was_taken_back(lake: Lake, simulated: pa.Table) -> None:
-    job = TraceJob(lake, replace_parts("summaries", "edges"))
-    for part in slices(simulated.slice(0, 400), 2, 12):
+    job = TraceJob(lake, replace_parts("summaries"))
+    for part in slices(simulated.slice(0, 400), 2, 9):
         add(lake, part)
         job.catch_up(lambda: False)
-    assert_exact(lake, ("summaries", "edges"))
+    assert_exact(lake, ("summaries",))
     with lake.read() as reader:
         rows, traces = reader.row("SELECT count(*), count(DISTINCT trace_id) FROM trace_rows")
         (files,) = reader.row("SELECT count(DISTINCT filename) FROM trace_rows")
