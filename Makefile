@@ -7,7 +7,7 @@ INSTALLED := $(VENV)/.installed
 LOCK_VENV := build/lock-venv
 PYTEST_ARGS ?=
 
-.PHONY: help setup demo up test javascript exporters faults docs lock
+.PHONY: help setup demo up test javascript exporters faults evaluate docs lock
 
 help:
 	@echo "make setup   install everything into $(VENV), exactly as locked"
@@ -17,6 +17,7 @@ help:
 	@echo "make javascript  install the exporter of JavaScript, for tests"
 	@echo "make exporters  build real exporters of JavaScript, Go and Java, and test with all of them"
 	@echo "make faults  kill the collector KILLS=50 times under load, then at every step, and print what came of it"
+	@echo "make evaluate  judge the findings on scripted incidents (SEEDS=1-5; 1000-1999 are never tuned on)"
 	@echo "make docs    write the generated parts of docs/ anew"
 	@echo "make lock    resolve the dependencies anew into requirements.lock"
 
@@ -60,6 +61,12 @@ KILLS ?= 50
 faults: setup
 	KILLS=$(KILLS) $(BIN)/pytest tests/test_faults_kill.py --timeout 3600 -s $(PYTEST_ARGS)
 	FAULTS=all $(BIN)/pytest tests/test_faults_*.py $(PYTEST_ARGS)
+
+SEEDS ?= 1-5
+
+evaluate: setup
+	@mkdir -p build
+	$(BIN)/python -m benchmarks.evaluate --seeds $(SEEDS) --output build/evaluation.json --misses build/misses.txt
 
 docs: setup
 	$(BIN)/python docs/generate.py

@@ -15,4 +15,5 @@ ANALYTICS_DEFINITIONS: tuple[Definition, ...] = (
     Definition("tenant_health", "analytics", kind="view"),
     *(Definition(table.name, "analytics") for table in TABLES),
     *(Definition(name, "analytics", kind="view") for name in TRACE_VIEWS),
+    Definition("findings", "analytics", inline_rows_max=100),
 )

@@ -28,6 +28,14 @@ config_option = click.option("--config", "config_file", metavar="FILE", help="Co
 grpc_option = click.option("--grpc", metavar="HOST:PORT", help="Address of OTLP/gRPC; port 0 takes a free one.")
 http_option = click.option("--http", metavar="HOST:PORT", help="Address of OTLP/HTTP; port 0 takes a free one.")
 
+certificate_option = click.option(
+    "--certificate",
+    envvar="OTEL_EXPORTER_OTLP_CERTIFICATE",
+    show_envvar=True,
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="PEM file of the authorities that sign the collector's certificate.",
+)
+
 
 @click.command()
 @data_option
@@ -74,7 +82,7 @@ def sql(sql: str, data: str | None, format_: str, output: Path | None, config_fi
     if format_ == "parquet" and output is None and sys.stdout.isatty():
         raise click.UsageError("a Parquet file does not suit a terminal: add --output FILE")
     text = sys.stdin.read() if sql == "-" else sql
-    with _ctrl_c() as pressed, _progress_note("the query runs"):
+    with ctrl_c() as pressed, _progress_note("the query runs"):
         _answer(text, data, format_, output, config_file, pressed)
 
 
@@ -97,7 +105,7 @@ def _answer(
 
 
 @contextmanager
-def _ctrl_c() -> Iterator[threading.Event]:
+def ctrl_c() -> Iterator[threading.Event]:
     """An event that Ctrl-C sets instead of raising KeyboardInterrupt, which an import or a destructor could swallow."""
     pressed = threading.Event()
     before = signal.signal(signal.SIGINT, lambda *_: pressed.set())
@@ -156,9 +164,24 @@ def _progress_note(what: str) -> Iterator[None]:
 @click.command("import")
 @click.argument("files", nargs=-1, required=True, type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @data_option
-@click.option("--endpoint", metavar="URL", help="OTLP/gRPC address of a running collector to send to.")
+@click.option("--endpoint", metavar="URL", help="OTLP/gRPC address of a running collector to send to; https for TLS.")
+@certificate_option
+@click.option(
+    "--headers",
+    envvar="OTEL_EXPORTER_OTLP_HEADERS",
+    show_envvar=True,
+    metavar="NAME=VALUE,...",
+    help="Headers to send, values URL-encoded. Keep a token in the variable: others can see flags.",
+)
 @config_option
-def import_(files: tuple[Path, ...], data: str | None, endpoint: str | None, config_file: str | None) -> None:
+def import_(
+    files: tuple[Path, ...],
+    data: str | None,
+    endpoint: str | None,
+    certificate: Path | None,
+    headers: str | None,
+    config_file: str | None,
+) -> None:
     """Import OTLP files.
 
     Takes protobuf and JSON as the OpenTelemetry Collector's file exporter writes them, also in gzip or zstd.
@@ -172,33 +195,42 @@ def import_(files: tuple[Path, ...], data: str | None, endpoint: str | None, con
     if data is not None and endpoint is not None:
         raise click.UsageError("--data and --endpoint are two ways to the same: give one of them")
     config = load(config_file, {"storage": {"data": data}})
-    reports = asyncio.run(_import(config, files, endpoint))
+    if endpoint is None:
+        reports = asyncio.run(_import(config, files))
+    else:
+        reports = asyncio.run(_send(config, files, endpoint, certificate, headers or ""))
     for report in reports:
         _print_report(report)
     sys.exit(1 if any(report.failed for report in reports) else 0)
 
 
-async def _import(config: Config, files: tuple[Path, ...], endpoint: str | None) -> list[FileReport]:
+async def _send(
+    config: Config, files: tuple[Path, ...], endpoint: str, certificate: Path | None, headers: str
+) -> list[FileReport]:
+    from opentelemetry.util.re import parse_env_headers
+
     from collector.importing import EndpointSink, import_files
 
-    limit = config.collector.request_bytes_max
-    if endpoint is not None:
-        remote = EndpointSink(endpoint)
-        try:
-            with _progress_bar(files) as on_progress:
-                return await import_files(files, remote, limit, on_progress)
-        finally:
-            await remote.close()
+    remote = EndpointSink(endpoint, parse_env_headers(headers, liberal=True), certificate)
+    try:
+        with _progress_bar(files) as on_progress:
+            return await import_files(files, remote, config.collector.request_bytes_max, on_progress)
+    finally:
+        await remote.close()
+
+
+async def _import(config: Config, files: tuple[Path, ...]) -> list[FileReport]:
     from collector.collect import open_ingest
+    from collector.importing import import_files
     from collector.lake.location import locate
 
-    with open_ingest(config, _free(locate(config.storage))) as (ingest, _sealer):
+    with open_ingest(config, _free(config, locate(config.storage))) as (ingest, _sealer):
         ingest.start()
         with _progress_bar(files) as on_progress:
-            return await import_files(files, ingest, limit, on_progress)
+            return await import_files(files, ingest, config.collector.request_bytes_max, on_progress)
 
 
-def _free(location: Location) -> Location:
+def _free(config: Config, location: Location) -> Location:
     """The location, where no collector runs on it. Raises OperatorError that names its endpoint otherwise."""
     from collector.collect import announced_by
     from collector.errors import OperatorError
@@ -207,7 +239,8 @@ def _free(location: Location) -> Location:
     pid = holder(location.collector_lock)
     if pid is not None:
         endpoints = announced_by(location)
-        to = f"--endpoint {endpoints.grpc}" if endpoints else "--endpoint HOST:PORT"
+        scheme = "https://" if config.tls.certificate else ""
+        to = f"--endpoint {scheme}{endpoints.grpc if endpoints else 'HOST:PORT'}"
         raise OperatorError(
             f"a collector (pid {pid}) runs on storage.data = {str(location.root)!r}: expected a folder that none "
             f"works on; import through it with {to}"

@@ -27,6 +27,21 @@ class StorageConfig(Section):
     catalog: str = Field("", description="URL of the catalog; empty: SQLite in the data folder")
 
 
+class RetentionConfig(Section):
+    """How long what is stored is kept. Whole data files go, once all of their rows are old enough; 0 keeps all."""
+
+    spans_days: float = Field(0.0, ge=0, allow_inf_nan=False, description="days since a span was received")
+    rollup_minutes_days: float = Field(
+        0.0, ge=0, allow_inf_nan=False, description="days since the window of a rollup, other than those by hour"
+    )
+    rollup_hours_days: float = Field(
+        0.0, ge=0, allow_inf_nan=False, description="days since the window of a rollup by hour (its name ends in _1h)"
+    )
+    total_bytes: int = Field(
+        0, ge=0, description="bytes of all data files; beyond: the oldest spans go, however young they are"
+    )
+
+
 class CollectorConfig(Section):
     """The servers and the way to the lake."""
 
@@ -272,6 +287,58 @@ class AnalyzeConfig(Section):
         return parts
 
 
+class Objective(Section):
+    """What a class of operations promises: a share of spans that neither fail nor take longer than a threshold."""
+
+    component: str = ""
+    service: str = ""
+    operation: str = ""
+    target: float = Field(0.999, gt=0, lt=1)
+    latency_ms: float | None = Field(None, gt=0)
+
+
+DEFAULT_OBJECTIVES = {
+    "cache": Objective(component="cache", target=0.99, latency_ms=10),
+    "topics": Objective(component="topic", target=0.99, latency_ms=100),
+}
+
+
+class InsightConfig(Section):
+    """What counts as a finding."""
+
+    enabled: bool = Field(True, description="look for findings each minute, as part of the jobs")
+    history_minutes: int = Field(
+        180, ge=20, le=1440, description="minutes that are looked at: the last ones are compared with those before"
+    )
+    recent_minutes: int = Field(15, ge=3, le=240, description="minutes, the newest, that are judged")
+    volume_min: int = Field(60, ge=1, description="spans that a place needs in the minutes that are judged")
+    ratio_min: float = Field(1.5, gt=1, description="least ratio to the usual that is worth telling")
+    deviation_min: float = Field(6.0, gt=0, description="least distance from the usual, in standard deviations")
+    false_discovery_rate: float = Field(0.001, gt=0, lt=1, description="of Benjamini and Hochberg, within each family")
+    resolve_minutes: int = Field(3, ge=1, description="minutes without a finding after which it is resolved")
+    objectives: dict[str, Objective] = Field(
+        DEFAULT_OBJECTIVES,
+        description="service level objectives: a table [insight.objectives.NAME] with component, service and operation "
+        "(empty: any), target (share of good spans) and latency_ms (longer is not good)",
+    )
+
+
+class AlertsConfig(Section):
+    """Who is told of findings."""
+
+    url: str = Field("", description="webhook that findings are posted to; empty: none")
+    format: Literal["json", "alertmanager"] = Field(
+        "json", description="json or alertmanager: generic JSON, or Alertmanager's API v2 below the url"
+    )
+    severity: Literal["info", "warning", "critical"] = Field(
+        "warning", description="info, warning or critical: the least that is told"
+    )
+    silences: tuple[str, ...] = Field(
+        (),
+        description="what is not told: texts such as kind=burst,tenant=acme,until=2026-03-01T12:00Z; any part may be left out",
+    )
+
+
 class QueryConfig(Section):
     """Bounds of SQL queries by users and pages."""
 
@@ -291,6 +358,7 @@ class Config(Section):
     """All of it; one field a table of the TOML file."""
 
     storage: StorageConfig = StorageConfig()
+    retention: RetentionConfig = RetentionConfig()
     collector: CollectorConfig = CollectorConfig()
     tls: TlsConfig = TlsConfig()
     telemetry: TelemetryConfig = TelemetryConfig()
@@ -299,5 +367,7 @@ class Config(Section):
     limits: LimitsConfig = LimitsConfig()
     mapping: MappingConfig = MappingConfig()
     analyze: AnalyzeConfig = AnalyzeConfig()
+    insight: InsightConfig = InsightConfig()
+    alerts: AlertsConfig = AlertsConfig()
     query: QueryConfig = QueryConfig()
     dashboard: DashboardConfig = DashboardConfig()

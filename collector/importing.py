@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -60,8 +60,12 @@ class FileReport:
 class EndpointSink:
     """The TraceSink of a collector elsewhere, over OTLP/gRPC."""
 
-    def __init__(self, endpoint: str) -> None:
-        """`endpoint` is HOST:PORT or an http:// or https:// URL. Raises OperatorError. Use it in an event loop."""
+    def __init__(
+        self, endpoint: str, headers: Mapping[str, str] | None = None, certificate: Path | None = None
+    ) -> None:
+        """`endpoint` is HOST:PORT or an http:// or https:// URL; `certificate` a PEM file of the authorities to trust,
+        None for those that gRPC brings. Raises OperatorError. Use it in an event loop.
+        """
         url = urlsplit(endpoint if "://" in endpoint else f"http://{endpoint}")
         if url.scheme not in ("http", "https") or not url.hostname or url.path.strip("/"):
             raise OperatorError(
@@ -69,16 +73,17 @@ class EndpointSink:
                 "server, such as 127.0.0.1:4317"
             )
         self._channel = (
-            grpc.aio.secure_channel(url.netloc, grpc.ssl_channel_credentials())
+            grpc.aio.secure_channel(url.netloc, _credentials(certificate))
             if url.scheme == "https"
             else grpc.aio.insecure_channel(url.netloc)
         )
         self._export = self._channel.unary_unary(EXPORT)
+        self._metadata = tuple((name.lower(), value) for name, value in (headers or {}).items())
 
     async def accept(self, request: TraceRequest) -> Accepted:
         """See TraceSink: raises RetryableError or PermanentError as the collector's status says."""
         try:
-            answer = await self._export(request.payload, timeout=GIVE_UP_SECONDS)
+            answer = await self._export(request.payload, timeout=GIVE_UP_SECONDS, metadata=self._metadata)
         except grpc.aio.AioRpcError as error:
             raise _failure(error) from error
         success = ExportTraceServiceResponse.FromString(answer).partial_success
@@ -87,6 +92,15 @@ class EndpointSink:
     async def close(self) -> None:
         """Close the connection."""
         await self._channel.close()
+
+
+def _credentials(certificate: Path | None) -> grpc.ChannelCredentials:
+    try:
+        return grpc.ssl_channel_credentials(certificate.read_bytes() if certificate else None)
+    except OSError as error:
+        raise OperatorError(
+            f"--certificate {str(certificate)!r} cannot be read: {error.strerror}; expected a PEM file of authorities"
+        ) from error
 
 
 def _failure(error: grpc.aio.AioRpcError) -> RetryableError | PermanentError:

@@ -155,15 +155,18 @@ class Spool:
         with self._transaction():
             slot, started_at_ns = self._rotate(now_ns)
             self._connection.executemany("INSERT INTO requests VALUES (?, ?, ?, ?, ?)", numbered)
-            self._connection.executemany(f"INSERT OR REPLACE INTO digests_{slot} VALUES (?, ?, ?)", digests)
+            if self._window_ns:
+                self._connection.executemany(f"INSERT OR REPLACE INTO digests_{slot} VALUES (?, ?, ?)", digests)
         self._generation_slot, self._generation_started_at_ns = slot, started_at_ns
         self._last_seq += len(entries)
         self._payload_bytes += sum(len(e.request.payload) for e in entries)
         return self._last_seq
 
     def recall(self, digests: Iterable[bytes]) -> dict[bytes, Accepted]:
-        """The answers of those digests that were stored within the window."""
+        """The answers of those digests that were stored within the window; none with a window of 0 seconds."""
         found: dict[bytes, Accepted] = {}
+        if not self._window_ns:
+            return found
         query = (
             "SELECT rejected_spans, message FROM digests_0 WHERE digest = ?1 "
             "UNION ALL SELECT rejected_spans, message FROM digests_1 WHERE digest = ?1"
@@ -296,6 +299,8 @@ class Spool:
     def _rotate(self, now_ns: int) -> tuple[int, int]:
         """The young generation (slot, start), after starting a new one where it is a window old."""
         age_ns = now_ns - self._generation_started_at_ns
+        if not self._window_ns:
+            return self._generation_slot, self._generation_started_at_ns
         if 0 <= age_ns < self._window_ns:
             return self._generation_slot, self._generation_started_at_ns
         if age_ns < 0:  # the clock was set back: its new time is the start, else the generation would never end

@@ -1,0 +1,136 @@
+"""What was to be expected, and how far the last minutes are from it.
+
+Expected counts come from each series' own baseline, drawn towards that of its stratum where it is thin (an empirical
+Bayes shrinkage with PRIOR_TRIALS). How much such residuals spread from minute to minute is measured, not assumed: their
+scale is the larger of 1 (what independent events give), 1.4826 x MAD, and the 95th percentile over that of the normal
+distribution, so that series which burst by nature need a larger deviation (quasi-likelihood, McCullagh and Nelder 1989).
+The last 2, 3, 5, ... minutes are summed up, and the sum that stands out most counts (a scan statistic): large effects
+are seen early, small ones later. A sum counts only where most of its minutes are high by themselves.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import stats
+
+from analytics.insight.panel import Bools, Floats, Ints, Measure, Span, summed
+
+PRIOR_TRIALS = 200.0
+SCALES = (2, 3, 5, 8, 12)
+RAISED = 1.5
+CONSISTENT = 0.6
+GOES_ON = 0.4
+"""Least mean of the last two minutes, of the stretch's: what is over is not told as if it went on."""
+_NORMAL_95 = 1.645
+_BASELINE_MIN = 8
+
+
+@dataclass(frozen=True)
+class Scan:
+    """For each series the most striking stretch of `length` minutes up to the end; 0 minutes where none is.
+
+    `z`: its sum in standard deviations; `p`: that as a one-sided probability; `observed`, `expected`, `trials`: sums over
+    it; `since`: when it began (see `onset`).
+    """
+
+    z: Floats
+    p: Floats
+    length: Ints
+    since: Ints
+    observed: Floats
+    expected: Floats
+    trials: Floats
+    scale: Floats
+    residuals: Floats
+
+    @property
+    def ratio(self) -> Floats:
+        """Observed over expected, both with half an event added."""
+        found: Floats = (self.observed + 0.5) / (self.expected + 0.5)
+        return found
+
+
+def clean_minutes(observed: Floats, trials: Floats, span: Span) -> Floats:
+    """1 for baseline minutes that a stratum's rate looks as usual in, else 0: past incidents are no baseline."""
+    with np.errstate(invalid="ignore", divide="ignore"):
+        rate = np.where(trials > 0, observed / trials, np.nan)[:, : span.baseline]
+    if rate.shape[1] == 0:
+        return np.zeros_like(observed)
+    middle = _nan_median(rate)
+    noise = np.sqrt(np.maximum(middle, 1e-4) / np.maximum(_nan_median(trials[:, : span.baseline]), 1))
+    limit = middle + 5 * np.maximum(1.4826 * _nan_median(np.abs(rate - middle)), noise)
+    clean = np.zeros_like(observed)
+    clean[:, : span.baseline] = np.where(np.isnan(rate), 0.0, rate <= limit)
+    return clean
+
+
+def rates(observed: Floats, trials: Floats, strata: Ints, count: int, span: Span) -> Measure:
+    """Expect of every series the rate of its baseline, drawn towards its stratum's."""
+    of_strata = summed(observed, strata, count), summed(trials, strata, count)
+    clean = clean_minutes(*of_strata, span)
+    stratum_rate = (of_strata[0] * clean).sum(1) / np.maximum((of_strata[1] * clean).sum(1), 1.0)
+    mine = clean[strata]
+    events, tried = (observed * mine).sum(1), (trials * mine).sum(1)
+    rate = (events + PRIOR_TRIALS * stratum_rate[strata]) / (tried + PRIOR_TRIALS)
+    rate = np.clip(rate, 1e-5, 1 - 1e-5)[:, None]
+    return Measure(observed, rate * trials, rate * (1 - rate) * trials, trials)
+
+
+def scan(measure: Measure, span: Span, sign: int = 1, scales: tuple[int, ...] = SCALES) -> Scan:
+    """Look for too many events (`sign` 1) or too few (-1) in the last minutes of each series."""
+    excess = sign * (measure.observed - measure.expected)
+    residuals = excess / np.sqrt(np.maximum(measure.variance, 0.25))
+    scale = _scale(residuals, measure.trials, span)
+    raised = residuals > RAISED * scale[:, None]
+    found = [_stretch(excess, measure.variance, residuals, raised, k) / scale for k in scales if k <= span.recent]
+    if not found:
+        found = [np.full(len(excess), -np.inf)]
+    z = np.stack(found)
+    best = z.argmax(axis=0)
+    length = np.array([k for k in scales if k <= span.recent] or [0], dtype=np.intp)[best]
+    last = np.arange(span.count)[None, :] >= span.count - length[:, None]
+    sums = [np.where(last, array, 0.0).sum(1) for array in (measure.observed, measure.expected, measure.trials)]
+    best_z = z.max(axis=0)
+    since = onset(excess, np.maximum(measure.variance, 0.25))
+    return Scan(best_z, stats.norm.sf(best_z), length, since, *sums, scale, residuals)
+
+
+def onset(excess: Floats, variance: Floats) -> Ints:
+    """The minute from which on the excess is most striking: of all ends of the series, that of the largest sum in
+    standard deviations (the maximum likelihood estimate of when a step began)."""
+    total, spread = (np.cumsum(array[:, ::-1], axis=1) for array in (excess, variance))
+    striking = total / np.sqrt(np.maximum(spread, 0.25))
+    found: Ints = excess.shape[1] - 1 - striking.argmax(axis=1)
+    return found
+
+
+def _stretch(excess: Floats, variance: Floats, residuals: Floats, raised: Bools, k: int) -> Floats:
+    """The sum of the last k minutes in standard deviations, -inf where they are no stretch that goes on."""
+    total = excess[:, -k:].sum(1) / np.sqrt(np.maximum(variance[:, -k:].sum(1), 0.25))
+    consistent = raised[:, -k:].mean(1) >= CONSISTENT
+    goes_on = residuals[:, -2:].mean(1) >= GOES_ON * residuals[:, -k:].mean(1)
+    found: Floats = np.where(consistent & goes_on & (residuals[:, -1] > 0), total, -np.inf)
+    return found
+
+
+def _scale(residuals: Floats, trials: Floats, span: Span) -> Floats:
+    usual = np.where(trials > 0, residuals, np.nan)[:, : span.baseline]
+    if usual.shape[1] < _BASELINE_MIN:
+        return np.full(len(residuals), np.inf)
+    middle = _nan_median(usual)
+    mad = 1.4826 * _nan_median(np.abs(usual - middle))[:, 0]
+    ordered = np.sort(np.where(np.isnan(usual), -np.inf, usual), axis=1)
+    high = ordered[:, int(0.95 * (ordered.shape[1] - 1))] / _NORMAL_95
+    scale: Floats = np.maximum(1.0, np.fmax(np.nan_to_num(mad), np.where(np.isfinite(high), high, 0.0)))
+    return scale
+
+
+def _nan_median(values: Floats) -> Floats:
+    """Medians of rows, of what is not NaN; 0 where nothing is."""
+    ordered = np.sort(values, axis=1)
+    known = np.isfinite(ordered).sum(1)
+    middle = np.maximum(known - 1, 0) // 2
+    found: Floats = np.where(known > 0, ordered[np.arange(len(values)), middle], 0.0)[:, None]
+    return found

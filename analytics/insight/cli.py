@@ -1,0 +1,233 @@
+"""The commands of insight: insights, explain, compare, critical-path. Imports wait until a command runs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    import polars as pl
+
+    from analytics.insight.finding import Finding
+    from analytics.window import Window
+    from collector.config import Config
+    from collector.lake.lake import Lake
+
+_data = click.option("--data", metavar="DIR", help="Data folder: catalog, data files and spool.")
+_config = click.option("--config", "config_file", metavar="FILE", help="Configuration file (TOML).")
+_window = click.option(
+    "--window", default="1h", show_default=True, help="How long back: 15m, 1h, 24h, or START/END in ISO 8601."
+)
+_until = click.option("--until", metavar="TIME", help="End of the window in ISO 8601 (UTC); default: the newest data.")
+_format = click.option(
+    "--format",
+    "format_",
+    type=click.Choice(["table", "json", "markdown"]),
+    default="table",
+    show_default=True,
+    help="Form of the answer.",
+)
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """An open lake and the window that is asked of."""
+
+    lake: Lake
+    config: Config
+    window: Window
+
+
+@click.command()
+@_window
+@_until
+@click.option("--region", help="Only this region.")
+@click.option("--tenant", help="Only this tenant's spans.")
+@_format
+@_data
+@_config
+def insights(
+    window: str, until: str | None, region: str | None, tenant: str | None, format_: str, data: str | None,
+    config_file: str | None,
+) -> None:  # fmt: skip
+    """Say what is wrong, or was: findings, the most important first.
+
+    Compares the window with the hours before it. Without history to compare with it says so.
+    """
+    from analytics.insight.looking_back import NoHistoryError, look_back
+
+    with _asked(data, config_file, window, until) as asked:
+        try:
+            found = look_back(asked.lake, asked.window, asked.config.insight, region, tenant)
+        except NoHistoryError as error:
+            if format_ == "json":
+                click.echo("[]")
+            click.echo(str(error), err=True)
+            return
+    click.echo(_written(found, asked.window.end, format_))
+
+
+@contextmanager
+def _asked(data: str | None, config_file: str | None, window: str, until: str | None) -> Iterator[_Asked]:
+    """Raises UsageError for a window or time that is none, OperatorError where there is no lake."""
+    from analytics.window import Window
+    from collector.lake.lake import Lake
+    from collector.lake.location import locate
+    from collector.settings import load
+
+    config = load(config_file, {"storage": {"data": data}})
+    with Lake(locate(config.storage), read_only=True) as lake:
+        end = _end(lake, until)
+        try:
+            parsed = Window.parse(window, end)
+        except ValueError as error:
+            raise click.UsageError(str(error)) from error
+        yield _Asked(lake, config, parsed)
+
+
+def _end(lake: Lake, until: str | None) -> datetime:
+    """The time asked for; else now, or the end of the newest data where that is older than a few minutes."""
+    from datetime import UTC, timedelta
+
+    from analytics.insight.loading import newest
+
+    if until is not None:
+        try:
+            time = datetime.fromisoformat(until)
+        except ValueError as error:
+            raise click.UsageError(f"--until {until!r}: expected an ISO 8601 time such as 2026-03-01T12:00Z") from error
+        return (time.replace(tzinfo=UTC) if time.tzinfo is None else time.astimezone(UTC)).replace(
+            second=0, microsecond=0
+        )
+    with lake.read() as reader:
+        last = newest(reader)
+    now = datetime.now(UTC).replace(second=0, microsecond=0)
+    if last is None:
+        raise click.ClickException("there are no rollups in the lake yet; expected spans, rolled up by `spanlake analyze`")
+    if now - last > timedelta(minutes=5):
+        click.echo(f"the newest data is of {last:%Y-%m-%d %H:%M} UTC: looking at the time up to then", err=True)
+        return last
+    return now
+
+
+def _written(found: Sequence[Finding], end: datetime, format_: str) -> str:
+    if format_ == "json":
+        from analytics.insight.finding import frame
+
+        rows = frame(list(found), end).to_dicts()
+        return json.dumps(rows, default=lambda value: f"{value.isoformat()}Z", indent=2)
+    if not found:
+        return "Nothing stands out."
+    if format_ == "markdown":
+        return "\n".join(
+            f"- **{one.severity}** ({one.state}) {one.sentence}" + _also(one, "; explains ") for one in found
+        )
+    return "\n".join(f"{one.severity:<8} {one.state:<8} {one.sentence}{_also(one, chr(10) + ' ' * 18)}" for one in found)
+
+
+def _also(finding: Finding, before: str) -> str:
+    return f"{before}{', '.join(finding.symptoms)}" if finding.symptoms else ""
+
+
+def table(frame: pl.DataFrame) -> str:
+    """A frame as text, all of its rows."""
+    import polars as pl
+
+    with pl.Config(tbl_rows=-1, tbl_cols=-1, fmt_str_lengths=80, tbl_hide_dataframe_shape=True, tbl_hide_column_data_types=True):
+        return str(frame)
+
+
+def _shown(frame: pl.DataFrame, format_: str) -> str:
+    if format_ == "json":
+        return json.dumps(frame.to_dicts(), default=str, indent=2)
+    if format_ == "markdown":
+        return _markdown(frame.columns, frame.rows(), str)
+    return table(frame)
+
+
+def _markdown(columns: Sequence[str], rows: Sequence[Sequence[Any]], text: Callable[[Any], str]) -> str:
+    lines = [" | ".join(columns), " | ".join("---" for _ in columns), *(" | ".join(map(text, row)) for row in rows)]
+    return "\n".join(f"| {line} |" for line in lines)
+
+
+@click.command()
+@click.option("--where", required=True, help="SQL condition on columns of spans, such as \"status = 'error'\".")
+@_window
+@_until
+@_format
+@_data
+@_config
+def explain(where: str, window: str, until: str | None, format_: str, data: str | None, config_file: str | None) -> None:
+    """Say what a selection of spans has that the others of the window have not.
+
+    Compares, over all spans, how often each value of each attribute occurs among the selected and the others.
+    """
+    from analytics.insight.explaining import explain as explained
+    from collector.lake.sandbox import open_sandbox
+
+    with _asked(data, config_file, window, until) as asked, open_sandbox(
+        asked.lake.location, asked.config.query
+    ) as sandbox:
+        found = explained(sandbox, asked.window, where)
+    click.echo(_shown(found, format_))
+
+
+@click.command()
+@click.option("--a", "first", required=True, help="One selection, an SQL condition: \"region = 'us-east-1'\".")
+@click.option("--b", "second", required=True, help="The other one.")
+@_window
+@_until
+@_format
+@_data
+@_config
+def compare(
+    first: str, second: str, window: str, until: str | None, format_: str, data: str | None, config_file: str | None
+) -> None:
+    """Compare two selections of spans, operation by operation: errors, latency, and what of it is the mix.
+
+    Strata are tenant and operation, so that who is there does not pass for how fast they are.
+    """
+    from analytics.insight.comparing import compare as compared
+    from collector.lake.sandbox import open_sandbox
+
+    with _asked(data, config_file, window, until) as asked, open_sandbox(
+        asked.lake.location, asked.config.query
+    ) as sandbox:
+        result = compared(sandbox, asked.window, first, second)
+    if format_ == "json":
+        click.echo(json.dumps(result.as_json(), default=str, indent=2))
+    else:
+        click.echo(f"{result.sentence}\n\n{_shown(result.operations, format_)}")
+
+
+@click.command("critical-path")
+@click.option("--where", default="true", show_default=True, help="SQL condition on columns of spans.")
+@_window
+@_until
+@_format
+@_data
+@_config
+def critical_path(
+    where: str, window: str, until: str | None, format_: str, data: str | None, config_file: str | None
+) -> None:
+    """Say where the time of traces goes: exclusive time on the critical path, by service and operation.
+
+    Of traces that have a span for which the condition holds.
+    """
+    from analytics.insight.time_spent import time_spent
+    from collector.lake.sandbox import open_sandbox
+
+    with _asked(data, config_file, window, until) as asked, open_sandbox(
+        asked.lake.location, asked.config.query
+    ) as sandbox:
+        found = time_spent(sandbox, asked.window, where)
+    click.echo(_shown(found, format_))
+
+
+COMMANDS: list[click.Command] = [insights, explain, compare, critical_path]

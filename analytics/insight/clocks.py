@@ -1,0 +1,107 @@
+"""Clocks that disagree: a host whose spans lie outside the spans that cause them, or that they cause.
+
+Each pair of hosts gives an offset (the middle of the served span less that of the call). One clock that is off moves all
+pairs of its host by the same amount; offsets of single hosts are solved from those of pairs by least squares, weighted
+by the number of spans. Clocks are told about, never corrected.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import polars as pl
+from scipy import stats
+
+from analytics.change import duration
+from analytics.insight import telling
+from analytics.insight.finding import Effect, Finding, Place
+from analytics.insight.scene import Scene
+
+_RECENT_MINUTES = 3
+_OFFSET_NS_MIN = 5_000_000.0
+_SHARE_OF_LARGEST = 0.1
+"""Offsets that are smaller, against the largest of the region, are what least squares leave of it."""
+_PAIRS_MIN = 20
+_MADS = 6.0
+
+
+def find(scene: Scene) -> list[Finding]:
+    """A finding 'clock_skew' for each host whose clock moved against the others'."""
+    known = scene.evidence.skew.filter(
+        pl.col("minute") >= scene.span.start, pl.col("minute") < scene.span.end, pl.col("host") != pl.col("parent_host")
+    )
+    recent = known.filter(pl.col("minute") >= scene.span.time(scene.span.count - _RECENT_MINUTES))
+    if recent.is_empty():
+        return []
+    before = known.filter(pl.col("minute") < scene.span.time(scene.span.baseline))
+    offsets = _offsets(recent)
+    usual = dict(_offsets(before).iter_rows()) if before.height else {}
+    moved = offsets.with_columns(
+        usual=pl.col("host").replace_strict(usual, default=0.0, return_dtype=pl.Float64)
+    ).with_columns(moved=pl.col("offset_ns") - pl.col("usual"))
+    values = moved["moved"].to_numpy()
+    noise = 1.4826 * float(np.median(np.abs(values - np.median(values))))
+    largest = float(np.abs(values - np.median(values)).max(initial=0.0))
+    limit = max(_OFFSET_NS_MIN, _MADS * noise, _SHARE_OF_LARGEST * largest)
+    found = moved.filter((pl.col("moved") - float(np.median(values))).abs() > limit)
+    return [_told(scene, known, row, max(noise, _OFFSET_NS_MIN / _MADS)) for row in found.iter_rows(named=True)]
+
+
+def _offsets(pairs: pl.DataFrame) -> pl.DataFrame:
+    """Columns host, offset_ns: each host's clock against the middle of all that it is connected with."""
+    merged = pairs.group_by("parent_host", "host").agg(
+        offset=(pl.col("offset_ns") * pl.col("pairs")).sum() / pl.col("pairs").sum(), pairs=pl.col("pairs").sum()
+    ).filter(pl.col("pairs") >= _PAIRS_MIN)  # fmt: skip
+    hosts = pl.concat([merged["parent_host"], merged["host"]]).unique().sort()
+    number = pl.DataFrame({"name": hosts, "number": range(len(hosts))})
+    at = [
+        merged.join(number, left_on=side, right_on="name", maintain_order="left")["number"].to_numpy()
+        for side in ("parent_host", "host")
+    ]
+    weight = np.sqrt(merged["pairs"].to_numpy().astype(float))
+    matrix = np.zeros((merged.height, len(hosts)))
+    rows = np.arange(merged.height)
+    matrix[rows, at[1]], matrix[rows, at[0]] = weight, -weight
+    solved, *_ = np.linalg.lstsq(matrix, merged["offset"].to_numpy() * weight, rcond=None)
+    frame = pl.DataFrame({"host": hosts, "offset_ns": solved}, schema={"host": pl.String(), "offset_ns": pl.Float64()})
+    # Solutions are relative within each connected group of hosts: within regions, where calls go.
+    region = pl.concat(
+        [pairs.select("region", host="parent_host"), pairs.select("region", "host")]
+    ).unique("host")
+    centred = frame.join(region, on="host").with_columns(
+        pl.col("offset_ns") - pl.col("offset_ns").median().over("region")
+    )
+    return centred.select("host", "offset_ns")
+
+
+def _told(scene: Scene, known: pl.DataFrame, row: dict[str, float | str], noise: float) -> Finding:
+    host, moved = str(row["host"]), float(row["moved"])
+    mine = known.filter((pl.col("host") == host) | (pl.col("parent_host") == host))
+    sign = pl.when(pl.col("host") == host).then(1).otherwise(-1)
+    usual = float(row["usual"])
+    by_minute = mine.group_by("minute").agg(offset=((sign * pl.col("offset_ns")) - usual).median()).sort("minute")
+    off = by_minute.filter(pl.col("offset") / moved > 0.4)["minute"].sort(descending=True)
+    since = scene.span.count - 1
+    for index in scene.span.index(off):
+        if since - index > 2:
+            break
+        since = int(index)
+    region = str(mine["region"][0])
+    service = scene.panel("host").keys.filter(pl.col("host") == host)["service_name"]
+    place = Place(region, str(service[0]) if len(service) else None, host=host)
+    outside = mine.filter(pl.col("minute") >= scene.span.time(since)).select(pl.col("outside", "pairs").sum())
+    pairs = max(int(outside["pairs"][0] or 0), 1)
+    share = float(outside["outside"][0] or 0) / pairs
+    effect = Effect("clock_offset_ns", moved, usual, max(abs(moved) / max(noise, 1.0), 1.0))
+    p = float(2 * stats.norm.sf(abs(moved) / noise))
+    sentence = (
+        f"The clock of host {host} in {region} is {duration(abs(moved))} {'ahead of' if moved > 0 else 'behind'} those it "
+        f"talks to since {scene.span.time(since):%H:%M}; {telling.percent(share)} of its calls lie outside the spans that "
+        "cause them, and durations across hosts mislead. Times are shown as they were sent."
+    )
+    return Finding(
+        "clock_skew", place, "warning", telling.score(4.5, effect.ratio, pairs), telling.aware(scene, since), scene.until,
+        effect, telling.confidence("least squares of offsets between hosts, against their MAD", p, p, pairs),
+        sentence, (), (f"host={host}",),
+        exemplars=telling.exemplars(scene, Place(region, place.service), since, errors=False),
+        sql=telling.sql_of(scene, place, since, "rollup_host_1m"),
+    )  # fmt: skip

@@ -1,0 +1,179 @@
+"""Versions: the new one against the old, at the same time where both run, else against what was usual before.
+
+A change of version is a change of state and may be a cause. New against old concurrently, stratified by region and
+operation (Cochran-Mantel-Haenszel), needs no assumption about what else happened then; where the old version is gone the
+baseline of the same operations takes its place, and the finding says so.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import polars as pl
+
+from analytics.insight import telling
+from analytics.insight.finding import Finding, Place
+from analytics.insight.panel import Bools, Floats, Ints
+from analytics.insight.scene import STRATA, Scene
+
+NEW_MINUTES_MAX = 90
+_RUNNING_BEFORE_MIN = 5
+_CONCURRENT_SHARE_MIN = 0.02
+_ODDS_LOW_MIN = 1.2
+_BROAD = 0.6
+
+
+@dataclass(frozen=True)
+class Release:
+    """A version of a service, first seen in minute `first` of the scene, and the regions that run it."""
+
+    service: str
+    version: str
+    first: int
+    regions: tuple[str, ...]
+
+
+def releases(scene: Scene) -> list[Release]:
+    """Versions that appeared within the scene, where another version of the service ran before."""
+    panel = scene.panel("version")
+    if not panel.size:
+        return []
+    keys, of = panel.groups(("service_name", "service_version"))
+    count = np.zeros((keys.height, scene.span.count))
+    np.add.at(count, of, panel.counts["count"])
+    seen = count > 0
+    first = np.where(seen.any(1), seen.argmax(1), scene.span.count)
+    frame = keys.with_columns(first=pl.Series(first), index=pl.Series(range(keys.height)))
+    oldest = frame.group_by("service_name").agg(oldest=pl.col("first").min())
+    new = frame.join(oldest, on="service_name").filter(
+        pl.col("first") >= pl.col("oldest") + _RUNNING_BEFORE_MIN,
+        pl.col("first") >= scene.span.count - NEW_MINUTES_MAX,
+    )
+    found = []
+    for row in new.iter_rows(named=True):
+        where = panel.keys.filter(pl.Series(of == row["index"]))["region"].unique().sort()
+        found.append(Release(row["service_name"], row["service_version"], row["first"], tuple(where)))
+    return found
+
+
+def find(scene: Scene) -> list[Finding]:
+    """A finding 'deploy' for each new version that does worse."""
+    found = []
+    for release in releases(scene):
+        told = [_judged(scene, release, what) for what in ("errors", "very_slow", "slow")]
+        best = max((one for one in told if one is not None), key=lambda one: one.score, default=None)
+        if best is not None:
+            found.append(best)
+    return found
+
+
+def _judged(scene: Scene, release: Release, what: str) -> Finding | None:
+    panel, measure = scene.panel("version"), scene.measure("version", what)
+    of_service = (panel.keys["service_name"] == release.service).to_numpy()
+    # Its calls are judged at the services that it calls.
+    of_service &= ~panel.keys["kind"].is_in(["client", "producer"]).to_numpy()
+    is_new = of_service & (panel.keys["service_version"] == release.version).to_numpy()
+    is_old = of_service & ~is_new
+    since = max(release.first, scene.span.count - scene.config.recent_minutes)
+    observed, expected, trials = (
+        float(array[is_new][:, since:].sum()) for array in (measure.observed, measure.expected, measure.trials)
+    )
+    if trials < scene.config.volume_min or observed - expected < 10:
+        return None
+    events, tried = _tables(scene, what, is_new, is_old, since)
+    concurrent = tried[:, 1].sum() >= _CONCURRENT_SHARE_MIN * tried.sum() and tried[:, 1].sum() >= scene.config.volume_min
+    if not concurrent:
+        events[:, 1], tried[:, 1] = _usual(scene, what, of_service, release.first)
+    p, odds, low, high = telling.stratified_test(events, tried)
+    ratio = _standardised_ratio(events, tried)
+    if low < _ODDS_LOW_MIN or ratio < scene.config.ratio_min or p > scene.config.false_discovery_rate:
+        return None
+    if not _got_worse(scene, what, is_new, since):
+        return None
+    return _told(scene, release, what, is_new, since, concurrent, (p, odds, low, high, ratio))
+
+
+def _tables(scene: Scene, what: str, is_new: Bools, is_old: Bools, since: int) -> tuple[Floats, Floats]:
+    """Events and trials by stratum: new and old version in the same minutes."""
+    panel, measure = scene.panel("version"), scene.measure("version", what)
+    keys, strata = panel.groups(STRATA["version"])
+
+    def sums(array: Floats) -> Floats:
+        return np.stack([_strata(array, which, strata, keys.height, since) for which in (is_new, is_old)], axis=1)
+
+    return sums(measure.observed), sums(measure.trials)
+
+
+def _strata(array: Floats, which: Bools, strata: Ints, count: int, since: int) -> Floats:
+    return np.bincount(strata[which], weights=array[which][:, since:].sum(1), minlength=count)
+
+
+def _usual(scene: Scene, what: str, of_service: Bools, first: int) -> tuple[Floats, Floats]:
+    """Events and trials by stratum before the new version came."""
+    panel, measure = scene.panel("version"), scene.measure("version", what)
+    keys, strata = panel.groups(STRATA["version"])
+    before = slice(max(0, first - 60), first)
+    return tuple(  # type: ignore[return-value]
+        np.bincount(strata[of_service], weights=array[of_service][:, before].sum(1), minlength=keys.height)
+        for array in (measure.observed, measure.trials)
+    )
+
+
+def _standardised_ratio(events: Floats, trials: Floats) -> float:
+    """Events of the new version over those expected of it at the old one's rates (indirect standardisation)."""
+    rate = (events[:, 1] + 0.5 * (events[:, 1].sum() / max(trials[:, 1].sum(), 1))) / np.maximum(trials[:, 1], 0.5)
+    known = trials[:, 1] > 0
+    expected = float((rate * trials[:, 0])[known].sum())
+    return float(events[known, 0].sum() + 0.5) / (expected + 0.5)
+
+
+def _got_worse(scene: Scene, what: str, is_new: Bools, since: int) -> bool:
+    """Whether the new version stands out in the last minutes by itself: what was bad once is over."""
+    measure = scene.measure("version", what).rows(is_new)
+    last = slice(max(since, scene.span.count - 3), None)
+    observed, expected = measure.observed[:, last].sum(), measure.expected[:, last].sum()
+    variance = measure.variance[:, last].sum()
+    return bool(observed - expected > 3 * np.sqrt(max(variance, 0.25)) and observed > 1.3 * expected)
+
+
+def _told(
+    scene: Scene, release: Release, what: str, is_new: Bools, since: int, concurrent: bool, test: tuple[float, ...]
+) -> Finding:
+    panel, measure = scene.panel("version"), scene.measure("version", what)
+    p, odds, low, high, ratio = test
+    everywhere = tuple(
+        scene.panel("base").keys.filter(pl.col("service_name") == release.service)["region"].unique().sort()
+    )
+    region = release.regions[0] if len(release.regions) == 1 and len(everywhere) > 1 else None
+    place = Place(region, release.service, version=release.version)
+    effect = telling.share_effect("error_rate" if what == "errors" else f"{what}_share", measure, is_new, since)
+    hurt = _hurt(scene, release, what, region)
+    against = "the old version at the same time" if concurrent else "the time before it came; the old version is gone"
+    word = {"errors": "errors", "slow": "spans beyond the usual p95", "very_slow": "spans beyond the usual p99"}[what]
+    sentence = (
+        f"Version {release.version} of {release.service}, new since {scene.span.time(release.first):%H:%M}"
+        f"{f' in {region}' if region else ''}, has {ratio:.1f} times the {word} ({telling.percent(effect.value)}) "
+        f"of {against}; {hurt.words()} are hurt."
+    )
+    excess = float((measure.observed - measure.expected)[is_new][:, since:].sum())
+    return Finding(
+        "deploy", place, telling.severity(ratio, hurt.share), telling.score(7.0, ratio, excess, hurt.share),
+        telling.aware(scene, release.first), scene.until, effect,
+        telling.confidence(
+            f"Cochran-Mantel-Haenszel by region and operation: odds ratio {odds:.1f} ({low:.1f} to {high:.1f})",
+            p, p, float(measure.trials[is_new][:, since:].sum()), telling.unknown_share(panel, is_new, since),
+        ),
+        sentence, hurt.tenants, (f"version={release.version}",),
+        exemplars=telling.exemplars(scene, Place(region, release.service), since, errors=what == "errors"),
+        sql=telling.sql_of(scene, place, since, "rollup_version_1m"),
+    )  # fmt: skip
+
+
+def _hurt(scene: Scene, release: Release, what: str, region: str | None) -> telling.Impact:
+    panel = scene.panel("base")
+    which = (panel.keys["service_name"] == release.service).to_numpy()
+    if region:
+        which &= (panel.keys["region"] == region).to_numpy()
+    since = max(release.first, scene.span.count - scene.config.recent_minutes)
+    return telling.impact(scene, panel, scene.measure("base", what), which, since)

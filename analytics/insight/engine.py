@@ -1,0 +1,47 @@
+"""All detectors on one look at the evidence: findings, folded and ranked."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import datetime, timedelta
+
+from analytics.insight import clocks, deploys, hosts, keys, lookups, mix, places, topics, traffic, trends
+from analytics.insight.evidence import Evidence
+from analytics.insight.finding import Finding
+from analytics.insight.folding import fold
+from analytics.insight.scene import Scene
+from collector.config import InsightConfig
+
+DETECTORS: tuple[Callable[[Scene], list[Finding]], ...] = (
+    places.find,
+    deploys.find,
+    hosts.find,
+    lookups.find,
+    traffic.find,
+    topics.find,
+    keys.find,
+    clocks.find,
+    trends.find,
+    mix.find,
+)
+
+
+def findings(
+    evidence: Evidence, until: datetime, window: timedelta, config: InsightConfig | None = None
+) -> list[Finding]:
+    """What is wrong at `until` (aware), most important first; pure.
+
+    Judges the last minutes (`recent_minutes`, at most `window`) of evidence against those before them. Without
+    HISTORY_MIN minutes before them there is nothing to compare with, and no finding: see `has_history`.
+    """
+    settings = config or InsightConfig()
+    recent = max(3, min(settings.recent_minutes, int(window / timedelta(minutes=1))))
+    scene = Scene(evidence, until, settings.model_copy(update={"recent_minutes": recent}))
+    if not scene.has_history:
+        return []
+    return fold([finding for detector in DETECTORS for finding in detector(scene)])
+
+
+def has_history(evidence: Evidence, until: datetime, config: InsightConfig | None = None) -> bool:
+    """Whether there is enough history at `until` to say anything; else the answer is "insufficient history"."""
+    return Scene(evidence, until, config or InsightConfig()).has_history

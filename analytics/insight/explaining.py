@@ -1,0 +1,140 @@
+"""What a selection of spans has that the others have not: differences of shares, attribute by attribute.
+
+After Honeycomb's BubbleUp, over all spans of the window, weighted by their sampling: for each value of each attribute its
+share among the selected less that among the others. Attributes of which nearly every span has a value of its own (ids) say
+nothing and are left out. Differences are tested as two proportions (Agresti and Caffo 2000) with the effective numbers of
+spans, (sum of weights)^2 / sum of squared weights (Kish), and corrected over all values (Benjamini and Hochberg).
+"""
+
+from __future__ import annotations
+
+import polars as pl
+from statsmodels.stats.multitest import multipletests
+from statsmodels.stats.proportion import test_proportions_2indep
+
+from analytics.window import Window
+from collector.errors import OperatorError
+from collector.lake.sandbox import Sandbox
+
+COLUMNS = (
+    "region", "zone", "host", "tenant", "service_name", "service_version", "service_instance_id", "environment",
+    "component", "operation", "kind", "status", "destination", "cache_hit", "error_type", "http_status", "scope_name",
+)  # fmt: skip
+ATTRIBUTE_SPANS_MAX = 200_000
+"""Spans of which further attributes are looked at; of more, one in so many is."""
+_TESTED_MAX = 300
+_VALUES_MAX = 1000
+_VALUES_SHARE_MAX = 0.5
+_DIFFERENCE_MIN = 0.01
+_SCHEMA = {
+    "attribute": pl.String(), "value": pl.String(), "share_selected": pl.Float64(), "share_others": pl.Float64(),
+    "difference": pl.Float64(), "p_corrected": pl.Float64(), "spans_selected": pl.Int64(), "spans_others": pl.Int64(),
+}  # fmt: skip
+
+
+def explain(sandbox: Sandbox, window: Window, where: str, rows_max: int = 20) -> pl.DataFrame:
+    """The values whose shares differ most, at most `rows_max` with a corrected p of at most 0.01.
+
+    `where`: an SQL condition on columns of spans. Columns: attribute, value, share_selected, share_others, difference,
+    p_corrected, spans_selected, spans_others; by absolute difference, largest first. Raises QueryError for a condition
+    that does not run, OperatorError for one that selects nothing or everything.
+    """
+    totals = frame(sandbox, _scoped(window, where, "") + _TOTALS)
+    sides = {bool(row["is_selected"]): row for row in totals.iter_rows(named=True)}
+    if len(sides) < 2:
+        everything = True in sides
+        raise OperatorError(
+            f"--where {where!r} selects {'every span' if everything else 'no span'} of {window.start:%Y-%m-%d %H:%M} to "
+            f"{window.end:%Y-%m-%d %H:%M} UTC; expected a part of them, to compare with the others"
+        )
+    spans = sum(int(side["spans"]) for side in sides.values())
+    counted = pl.concat([_columns(sandbox, window, where), _attributes(sandbox, window, where, spans)])
+    return _ranked(counted, sides, rows_max)
+
+
+def frame(sandbox: Sandbox, sql: str) -> pl.DataFrame:
+    """The answer to a statement as a frame. Raises QueryError."""
+    import pyarrow as pa  # noqa: PLC0415 - what the sandbox gives
+
+    with sandbox.run(sql) as result:
+        return pl.DataFrame(pa.Table.from_batches(result.batches, result.schema))
+
+
+def _scoped(window: Window, where: str, columns: str, sample: str = "") -> str:
+    return (
+        f"WITH scoped AS (SELECT coalesce(({where}\n), false) AS is_selected, coalesce(sample_weight, 1.0) AS weight"
+        f"{columns} FROM spans WHERE start_time >= TIMESTAMP '{window.start:%Y-%m-%d %H:%M}' "
+        f"AND start_time < TIMESTAMP '{window.end:%Y-%m-%d %H:%M}'{sample}) "
+    )
+
+
+_TOTALS = (
+    "SELECT is_selected, count(*) AS spans, sum(weight) AS total, sum(weight * weight) AS squares "
+    "FROM scoped GROUP BY is_selected"
+)
+
+
+def _columns(sandbox: Sandbox, window: Window, where: str) -> pl.DataFrame:
+    """Columns attribute, value, is_selected, spans, weight: of COLUMNS, over all spans."""
+    labels = "".join(f", {name}::VARCHAR AS {name}" for name in COLUMNS)
+    grouped = ", ".join(f"(is_selected, {name})" for name in COLUMNS)
+    name = " ".join(f"WHEN GROUPING({column}) = 0 THEN '{column}'" for column in COLUMNS)
+    value = f"coalesce({', '.join(COLUMNS)})"
+    sql = (
+        f"SELECT CASE {name} END AS attribute, {value} AS value, is_selected, count(*) AS spans, sum(weight) AS weight "
+        f"FROM scoped GROUP BY GROUPING SETS ({grouped})"
+    )
+    return frame(sandbox, _scoped(window, where, labels) + sql)
+
+
+def _attributes(sandbox: Sandbox, window: Window, where: str, spans: int) -> pl.DataFrame:
+    """The same of `attributes`, scaled up where only one in so many spans was looked at."""
+    one_in = 1 + spans // ATTRIBUTE_SPANS_MAX
+    sample = f" AND hash(span_id) % {one_in} = 0" if one_in > 1 else ""
+    sql = (
+        f"SELECT entry.key AS attribute, entry.value AS value, is_selected, (count(*) * {one_in})::BIGINT AS spans, "
+        f"sum(weight) * {one_in} AS weight FROM (SELECT is_selected, weight, unnest(map_entries(attributes)) AS entry "
+        "FROM scoped) GROUP BY ALL"
+    )
+    return frame(sandbox, _scoped(window, where, ", attributes", sample) + sql)
+
+
+def _ranked(counted: pl.DataFrame, sides: dict[bool, dict[str, float]], rows_max: int) -> pl.DataFrame:
+    known = counted.filter(pl.col("value").is_not_null())
+    sizes = known.group_by("attribute").agg(
+        values=pl.col("value").n_unique(), spans=pl.col("spans").sum(), top=pl.col("spans").max()
+    )
+    telling = sizes.filter(
+        (pl.col("values") <= _VALUES_MAX) & (pl.col("values") <= _VALUES_SHARE_MAX * pl.col("spans") + 2)
+    )["attribute"]
+    of = pl.col("is_selected")
+    rows = (
+        known.filter(pl.col("attribute").is_in(telling.implode()))
+        .group_by("attribute", "value")
+        .agg(
+            share_selected=pl.col("weight").filter(of).sum() / sides[True]["total"],
+            share_others=pl.col("weight").filter(~of).sum() / sides[False]["total"],
+            spans_selected=pl.col("spans").filter(of).sum().cast(pl.Int64),
+            spans_others=pl.col("spans").filter(~of).sum().cast(pl.Int64),
+        )
+        .with_columns(difference=pl.col("share_selected") - pl.col("share_others"))
+        .filter(pl.col("difference").abs() >= _DIFFERENCE_MIN)
+        .sort(pl.col("difference").abs(), "attribute", "value", descending=[True, False, False])
+        .head(_TESTED_MAX)
+    )
+    if rows.is_empty():
+        return pl.DataFrame(schema=_SCHEMA)
+    n = {side: row["total"] ** 2 / row["squares"] for side, row in sides.items()}
+    p = [
+        _p(float(a), n[True], float(b), n[False])
+        for a, b in rows.select("share_selected", "share_others").iter_rows()
+    ]
+    corrected = multipletests(p, method="fdr_bh")[1]
+    return rows.with_columns(p_corrected=pl.Series(corrected)).filter(pl.col("p_corrected") <= 0.01).head(rows_max).select(
+        _SCHEMA
+    )  # fmt: skip
+
+
+def _p(share: float, n: float, other: float, m: float) -> float:
+    share, other = min(share, 1.0), min(other, 1.0)
+    return float(test_proportions_2indep(share * n, n, other * m, m, method="agresti-caffo").pvalue)

@@ -1,0 +1,195 @@
+"""A finding: what is wrong, where, who is hurt, since when, how much, how sure, and what shows it."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any, Literal, get_args
+
+import polars as pl
+
+Kind = Literal[
+    "noisy_neighbour", "region_slow", "region_errors", "latency", "errors", "traffic_drop", "traffic_surge",
+    "hit_ratio", "hot_key", "deploy", "instance", "delivery_lag", "lost_deliveries", "burst", "exhaustion",
+    "retry_storm", "clock_skew", "mix_shift", "slo_burn", "blast_radius", "forecast",
+]  # fmt: skip
+State = Literal["opened", "ongoing", "resolved"]
+Severity = Literal["info", "warning", "critical"]
+KINDS: tuple[str, ...] = get_args(Kind)
+SEVERITIES: tuple[str, ...] = get_args(Severity)
+
+FINDINGS_SCHEMA = pl.Schema(
+    {
+        "minute": pl.Datetime("us"),
+        **dict.fromkeys(("identity", "kind", "state", "severity"), pl.String()),
+        "score": pl.Float64(),
+        **dict.fromkeys(("region", "service", "operation", "host", "version", "destination"), pl.String()),
+        "tenants": pl.List(pl.String()),
+        "tenant_count": pl.Int64(),
+        "suspects": pl.List(pl.String()),
+        "since": pl.Datetime("us"),
+        "until": pl.Datetime("us"),
+        "measure": pl.String(),
+        **dict.fromkeys(("value", "baseline", "ratio", "ratio_low", "ratio_high"), pl.Float64()),
+        "test": pl.String(),
+        "p": pl.Float64(),
+        "p_corrected": pl.Float64(),
+        "n": pl.Int64(),
+        "unknown_weight_share": pl.Float64(),
+        "exemplars": pl.List(pl.String()),
+        "symptoms": pl.List(pl.String()),
+        "sql": pl.String(),
+        "sentence": pl.String(),
+    }
+)
+"""Columns of table `findings`. `minute`: the end of the data that the row was computed from."""
+
+
+@dataclass(frozen=True)
+class Effect:
+    """How much: `value` against `baseline` of `measure` (units in its name), and their ratio with its 95 % interval."""
+
+    measure: str
+    value: float
+    baseline: float
+    ratio: float
+    ratio_low: float | None = None
+    ratio_high: float | None = None
+
+
+@dataclass(frozen=True)
+class Confidence:
+    """Why it is believed: the test, its p and the one corrected over all that were tested, and n spans behind it."""
+
+    test: str
+    p: float
+    p_corrected: float
+    n: int
+    unknown_weight_share: float = 0.0
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where: each None where the finding is not confined to one."""
+
+    region: str | None = None
+    service: str | None = None
+    operation: str | None = None
+    host: str | None = None
+    version: str | None = None
+    destination: str | None = None
+
+    def words(self) -> str:
+        """`operation get of cache in us-east-1 on host h1`."""
+        parts = [f"operation {self.operation}"] if self.operation else []
+        parts += [f"{'of ' if parts else ''}{self.service}"] if self.service else []
+        parts += [f"version {self.version}"] if self.version else []
+        parts += [f"on host {self.host}"] if self.host else []
+        parts += [f"for {self.destination}"] if self.destination else []
+        parts += [f"in {self.region}"] if self.region else []
+        return " ".join(parts) or "everywhere"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One finding; times are aware UTC on whole minutes, `until` is the end of the last minute that shows it.
+
+    `tenants`: those that are hurt, most first. `suspects`: what changed first, as `tenant=acme` or `version=1.4.0`;
+    only changes of state (a version, traffic, an instance) stand there, never latency. `symptoms`: what else it
+    explains, one phrase each. `score`: its rank; larger is more important.
+    """
+
+    kind: Kind
+    place: Place
+    severity: Severity
+    score: float
+    since: datetime
+    until: datetime
+    effect: Effect
+    confidence: Confidence
+    sentence: str
+    tenants: tuple[str, ...] = ()
+    suspects: tuple[str, ...] = ()
+    symptoms: tuple[str, ...] = ()
+    exemplars: tuple[str, ...] = ()
+    sql: str = ""
+    state: State = "opened"
+    tenant_scope: str | None = field(default=None)
+    """The one tenant that the finding is about, where it is about one: a part of its identity."""
+
+    @property
+    def region(self) -> str | None:
+        """The region, None where it is not one."""
+        return self.place.region
+
+    @property
+    def service(self) -> str | None:
+        """`service.name`, None where it is not one."""
+        return self.place.service
+
+    @property
+    def operation(self) -> str | None:
+        """The operation, None where it is not one."""
+        return self.place.operation
+
+    @property
+    def host(self) -> str | None:
+        """`host.name`, None where it is not one."""
+        return self.place.host
+
+    @property
+    def version(self) -> str | None:
+        """`service.version`, None where it is not one."""
+        return self.place.version
+
+    @property
+    def destination(self) -> str | None:
+        """Cache or topic, None where it is not one."""
+        return self.place.destination
+
+    @property
+    def identity(self) -> str:
+        """16 hex digits, the same from minute to minute: of the kind, the place and the tenant it is about."""
+        place = self.place
+        parts = (self.kind, place.region, place.service, place.operation, place.host, place.version)
+        text = "\x1f".join(part or "" for part in (*parts, place.destination, self.tenant_scope))
+        return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+
+    def as_row(self, minute: datetime) -> dict[str, Any]:
+        """A row of FINDINGS_SCHEMA."""
+        effect, confidence = vars(self.effect), vars(self.confidence)
+        return {
+            "minute": _naive(minute),
+            "identity": self.identity,
+            "kind": self.kind,
+            "state": self.state,
+            "severity": self.severity,
+            "score": self.score,
+            **vars(self.place),
+            "tenants": list(self.tenants[:TENANTS_KEPT_MAX]),
+            "tenant_count": len(self.tenants),
+            "suspects": list(self.suspects),
+            "since": _naive(self.since),
+            "until": _naive(self.until),
+            **effect,
+            **confidence,
+            "exemplars": list(self.exemplars),
+            "symptoms": list(self.symptoms),
+            "sql": self.sql,
+            "sentence": self.sentence,
+        }
+
+
+TENANTS_KEPT_MAX = 50
+"""Tenants that a row of `findings` names; `tenant_count` tells how many there are."""
+
+
+def frame(found: list[Finding], minute: datetime) -> pl.DataFrame:
+    """Findings as a frame of FINDINGS_SCHEMA, in their order."""
+    rows = [finding.as_row(minute) for finding in found]
+    return pl.DataFrame(rows, schema=FINDINGS_SCHEMA).select(FINDINGS_SCHEMA.names())
+
+
+def _naive(time: datetime) -> datetime:
+    return time.replace(tzinfo=None)

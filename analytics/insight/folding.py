@@ -1,0 +1,115 @@
+"""Causes over symptoms: what one cause explains is told once, with it.
+
+Only changes of state are causes: a version, an instance, a tenant's traffic, a cache that forgets. Latency and errors
+explain nothing; they are explained, by what began in the same place at about the same time.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from datetime import timedelta
+
+from analytics.insight.finding import Finding
+
+SYMPTOMS = frozenset({"latency", "errors", "region_slow", "region_errors", "slo_burn", "blast_radius", "mix_shift", "forecast"})
+EXPLAINS: dict[str, frozenset[str]] = {
+    "deploy": SYMPTOMS | {"instance", "retry_storm", "traffic_surge", "exhaustion", "hit_ratio", "noisy_neighbour"},
+    "hot_key": SYMPTOMS | {"instance", "burst", "hit_ratio", "noisy_neighbour", "traffic_surge", "exhaustion"},
+    "noisy_neighbour": SYMPTOMS | {"instance", "burst", "exhaustion", "traffic_surge", "delivery_lag"},
+    "exhaustion": SYMPTOMS | {"instance"},
+    "instance": SYMPTOMS,
+    "retry_storm": SYMPTOMS | {"traffic_surge", "burst", "hit_ratio", "instance", "mix_shift"},
+    "hit_ratio": SYMPTOMS | {"traffic_surge", "mix_shift"},
+    "lost_deliveries": frozenset({"errors", "traffic_drop", "delivery_lag", "slo_burn", "blast_radius"}),
+    "delivery_lag": frozenset({"latency", "region_slow", "slo_burn", "traffic_drop", "mix_shift"}),
+    "clock_skew": frozenset({"delivery_lag", "instance", "mix_shift"}),
+    "burst": frozenset({"latency", "errors", "slo_burn", "blast_radius", "mix_shift", "hit_ratio", "traffic_surge"}),
+    "region_errors": frozenset({"errors", "slo_burn", "blast_radius", "traffic_drop", "latency", "region_slow", "mix_shift"}),
+    "region_slow": frozenset({"latency", "slo_burn", "blast_radius", "mix_shift", "errors", "region_errors", "delivery_lag"}),
+    "errors": frozenset({"slo_burn", "blast_radius", "latency"}),
+    "latency": frozenset({"slo_burn", "blast_radius", "mix_shift"}),
+    "slo_burn": frozenset({"blast_radius"}),
+}  # fmt: skip
+"""What each kind explains, where place and time agree. Order of precedence: as here."""
+
+_PRECEDENCE = {kind: position for position, kind in enumerate(EXPLAINS)}
+_BEFORE_MAX = timedelta(minutes=4)
+
+
+@dataclass(frozen=True)
+class _Node:
+    finding: Finding
+    symptoms: tuple[Finding, ...] = ()
+
+
+def fold(found: list[Finding]) -> list[Finding]:
+    """Findings with those that another explains folded into it, as phrases of `symptoms`; ranked by score."""
+    ordered = sorted(_merged(found), key=lambda one: (_PRECEDENCE.get(one.kind, len(_PRECEDENCE)), -one.score))
+    nodes: list[_Node] = []
+    for finding in ordered:
+        for index, node in enumerate(nodes):
+            if explains(node.finding, finding):
+                nodes[index] = replace(node, symptoms=(*node.symptoms, finding))
+                break
+        else:
+            nodes.append(_Node(finding))
+    told = [_with_symptoms(node) for node in nodes]
+    return sorted(told, key=lambda one: -one.score)
+
+
+def explains(cause: Finding, symptom: Finding) -> bool:
+    """Whether a cause is of a kind that brings such a symptom, in the same region, and began not after it."""
+    if symptom.kind not in EXPLAINS.get(cause.kind, frozenset()):
+        return False
+    if None not in (cause.region, symptom.region) and cause.region != symptom.region:
+        return False
+    if cause.kind == "burst" and symptom.tenant_scope != cause.tenant_scope:
+        return False
+    if cause.kind == "hot_key" and not _by_the_same(cause, symptom):
+        return False
+    return cause.since <= symptom.since + _BEFORE_MAX
+
+
+def _by_the_same(cause: Finding, symptom: Finding) -> bool:
+    """Whether a hot key may bring it: what is blamed on a tenant must be blamed on the key's."""
+    if symptom.kind == "noisy_neighbour":
+        return f"tenant={cause.tenant_scope}" in symptom.suspects
+    return symptom.tenant_scope in (None, cause.tenant_scope)
+
+
+def _merged(found: list[Finding]) -> list[Finding]:
+    """The same kind in several regions at the same time, at places that agree else, is one finding everywhere."""
+    groups: dict[tuple[object, ...], list[Finding]] = {}
+    for finding in found:
+        place = finding.place
+        key = (finding.kind, place.service, place.operation, place.host, place.version, place.destination, finding.tenant_scope)
+        groups.setdefault(key, []).append(finding)
+    merged = []
+    for group in groups.values():
+        near = max(one.since for one in group) - min(one.since for one in group) <= _BEFORE_MAX
+        if len({one.region for one in group}) >= 3 and near and group[0].kind not in ("burst", "clock_skew", "hot_key"):
+            merged.append(_everywhere(group))
+        else:
+            merged += group
+    return merged
+
+
+def _everywhere(group: list[Finding]) -> Finding:
+    top = max(group, key=lambda one: one.score)
+    regions = ", ".join(sorted(one.region or "" for one in group))
+    tenants = tuple(dict.fromkeys(tenant for one in group for tenant in one.tenants))
+    sentence = f"In {len(group)} regions ({regions}) at once; the worst: {top.sentence}"
+    return replace(
+        top, place=replace(top.place, region=None), tenants=tenants, sentence=sentence, score=top.score + 0.5,
+        since=min(one.since for one in group),
+    )  # fmt: skip
+
+
+def _with_symptoms(node: _Node) -> Finding:
+    if not node.symptoms:
+        return node.finding
+    phrases = tuple(dict.fromkeys(f"{one.kind} {one.place.words()}" for one in node.symptoms))
+    score = max(node.finding.score, *(one.score for one in node.symptoms)) + 0.1 * min(len(phrases), 5)
+    tenants = tuple(dict.fromkeys([*node.finding.tenants, *(t for one in node.symptoms for t in one.tenants)]))
+    exemplars = node.finding.exemplars or next((one.exemplars for one in node.symptoms if one.exemplars), ())
+    return replace(node.finding, symptoms=phrases, score=round(score, 3), tenants=tenants, exemplars=exemplars)

@@ -1,0 +1,191 @@
+"""Hosts that differ from their peers, and the noisy neighbours that make them so.
+
+Noisy neighbour, after CPI2 (Zhang et al., EuroSys 2013): the victims' series is the share of slow spans of *all other*
+tenants on the host; a suspect's usage is its offered load there, in seconds of work a second at the durations of its own
+baseline (Little's law), so that the slowness itself does not count as usage. Suspects are ranked by the correlation of
+usage and victims' excess; it is confirmed by a permutation test over circular shifts of the series, which keeps their
+autocorrelation, corrected over all suspects (Benjamini and Hochberg). A suspect's load must not rise after the victims'.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import polars as pl
+from scipy import stats
+from statsmodels.stats.multitest import multipletests
+
+from analytics.insight import telling
+from analytics.insight.finding import Finding, Place
+from analytics.insight.panel import Bools, Floats, Measure, Panel, summed
+from analytics.insight.scene import Groups, Scene
+
+BY = ("region", "service_name", "host")
+SERVING = ("server", "consumer", "internal", "unspecified")
+_SHARE_OF_SERVICE = 0.55
+_PEERS_RATIO_MAX = 0.6
+_LOAD_RATIO_MIN = 1.4
+_LOAD_SHARE_RISE_MIN = 0.05
+_CORRELATION_MIN = 0.5
+_SHIFTS_P_MAX = 0.1
+
+
+@dataclass(frozen=True)
+class Suspect:
+    """A tenant whose load on a host goes with the others' trouble there."""
+
+    tenant: str
+    correlation: float
+    p: float
+    p_corrected: float
+    load_ratio: float
+    load_share: float
+
+
+def find(scene: Scene) -> list[Finding]:
+    """Findings 'noisy_neighbour' and 'instance', a host each."""
+    panel = scene.panel("host")
+    if not panel.size:
+        return []
+    serving = panel.keys["kind"].is_in(SERVING).to_numpy()
+    found: dict[tuple[str, ...], tuple[float, Finding]] = {}
+    for what in ("slow", "very_slow", "errors"):
+        measure = _masked(scene.measure("host", what), serving)
+        keys, of = panel.groups(BY)
+        groups = scene.judged(keys, of, measure.by(of, keys.height), what)
+        peers = _peers(groups)
+        for index in np.flatnonzero(groups.flagged & peers):
+            place = tuple(str(value) for value in keys.row(int(index)))
+            z = float(groups.scan.z[index])
+            if place not in found or z > found[place][0]:
+                found[place] = (z, _host(scene, groups, int(index), what, measure, (of == index) & serving))
+    return [finding for _, finding in found.values()]
+
+
+def _masked(measure: Measure, which: Bools) -> Measure:
+    return Measure(*(array * which[:, None] for array in vars(measure).values()))
+
+
+def _peers(groups: Groups) -> Bools:
+    """Which hosts hold most of their service's excess, while their peers have clearly less of it than they."""
+    service = groups.keys.select(pl.struct("region", "service_name").rank("dense").cast(pl.Int64) - 1).to_series()
+    of = service.to_numpy().astype(np.intp)
+    count = int(of.max(initial=-1)) + 1
+    scan = groups.scan
+    last = np.arange(groups.measure.observed.shape[1])[None, :] >= scan.since[:, None]
+    excess = np.where(last, groups.measure.observed - groups.measure.expected, 0).sum(1)
+    sums = np.zeros((len(of), 4))
+    for index in np.flatnonzero(groups.flagged):
+        same = of == of[index]
+        since = int(scan.since[index])
+        observed, expected = (array[same][:, since:].sum() for array in (groups.measure.observed, groups.measure.expected))
+        positive = np.maximum((groups.measure.observed - groups.measure.expected)[same][:, since:].sum(1), 0).sum()
+        others_observed = observed - groups.measure.observed[index, since:].sum()
+        others_expected = expected - groups.measure.expected[index, since:].sum()
+        mine = groups.measure.observed[index, since:].sum() / max(groups.measure.expected[index, since:].sum(), 0.5)
+        others = others_observed / max(others_expected, 0.5)
+        sums[index] = (excess[index] / max(positive, 1e-9), others / max(mine, 1e-9), same.sum(), count)
+    found: Bools = (sums[:, 0] >= _SHARE_OF_SERVICE) & (sums[:, 1] <= _PEERS_RATIO_MAX) & (sums[:, 2] >= 2)
+    return found
+
+
+def _host(scene: Scene, groups: Groups, index: int, what: str, measure: Measure, which: Bools) -> Finding:
+    panel, scan = scene.panel("host"), groups.scan
+    region, service, host = (str(value) for value in groups.keys.row(index))
+    since = int(scan.since[index])
+    place = Place(region, service, host=host)
+    blamed = suspects(scene, panel, measure, which, since)
+    culprit = blamed[0] if blamed else None
+    victims = which & (panel.keys["tenant"] != culprit.tenant).to_numpy() if culprit else which
+    effect = (
+        telling.share_effect("error_rate", measure, victims, since)
+        if what == "errors"
+        else telling.latency_effect(panel, victims, since, what)
+    )
+    hurt = telling.impact(scene, panel, measure, victims, since)
+    figure = f"errors {telling.times(effect)}" if what == "errors" else telling.times(effect)
+    begin = f"since {scene.span.time(since):%H:%M}"
+    confidence = telling.confidence(
+        "scan of the last minutes against the host's own baseline and its peers", float(scan.p[index]),
+        float(groups.p_corrected[index]), float(scan.trials[index]), telling.unknown_share(panel, which, since),
+    )  # fmt: skip
+    kind, weight = "instance", 5.0
+    sentence = f"{service} on host {host} in {region} differs from its peers {begin}: {figure}; {hurt.words()} are hurt."
+    if culprit:
+        kind, weight = "noisy_neighbour", 6.0
+        confidence = telling.confidence(
+            "correlation of load and the others' excess, permuted by circular shifts", culprit.p, culprit.p_corrected,
+            float(scan.trials[index]), telling.unknown_share(panel, which, since),
+        )  # fmt: skip
+        sentence = (
+            f"The load of tenant {culprit.tenant} on host {host} ({service} in {region}) is {culprit.load_ratio:.1f} times "
+            f"the usual and correlates ({culprit.correlation:.2f}) with slower spans of the others there {begin}: "
+            f"{figure}; {hurt.words()} are hurt."
+        )
+    excess = float((groups.measure.observed - groups.measure.expected)[index, since:].sum())
+    return Finding(
+        kind, place, telling.severity(effect.ratio, hurt.share),  # type: ignore[arg-type]
+        telling.score(weight, effect.ratio, excess, hurt.share), telling.aware(scene, since), scene.until, effect,
+        confidence, sentence, hurt.tenants, (f"tenant={culprit.tenant}",) if culprit else (f"host={host}",),
+        exemplars=telling.exemplars(scene, Place(region, service), since, errors=what == "errors"),
+        sql=telling.sql_of(scene, place, since, "rollup_host_1m"),
+    )  # fmt: skip
+
+
+def suspects(scene: Scene, panel: Panel, measure: Measure, which: Bools, since: int) -> list[Suspect]:
+    """Tenants whose load on the host goes with the trouble of the others there, best first."""
+    tenants = panel.keys.filter(pl.Series(which)).select("tenant").unique(maintain_order=True).with_row_index("group")
+    of = panel.keys.filter(pl.Series(which)).join(tenants, on="tenant", maintain_order="left")["group"].to_numpy()
+    of, count = of.astype(np.intp), tenants.height
+    if count < 3:
+        return []
+    load = summed(_offered_load(panel, which), of, count)
+    excess = summed((measure.observed - measure.expected)[which], of, count)
+    variance = summed(measure.variance[which], of, count)
+    baseline = slice(0, scene.span.baseline)
+    before, now = load[:, baseline].mean(1), load[:, since:].mean(1)
+    ratio = now / np.maximum(before, 1e-12)
+    share_before, share = before / max(before.sum(), 1e-12), now / max(now.sum(), 1e-12)
+    candidates = np.flatnonzero((ratio >= _LOAD_RATIO_MIN) & (share >= share_before + _LOAD_SHARE_RISE_MIN))
+    if not len(candidates):
+        return []
+    others = (excess.sum(0) - excess[candidates]) / np.sqrt(np.maximum(variance.sum(0) - variance[candidates], 0.25))
+    correlation, p = shifted_correlation(load[candidates], others)
+    corrected = multipletests(p, method="fdr_bh")[1]
+    found = [
+        Suspect(str(tenants["tenant"][int(i)]), float(r), float(p_i), float(q), float(ratio[i]), float(share[i]))
+        for i, r, p_i, q in zip(candidates, correlation, p, corrected, strict=True)
+        if r >= _CORRELATION_MIN and q <= _SHIFTS_P_MAX and _not_later(load[i], since, scene)
+    ]
+    rise = {suspect.tenant: (suspect.load_ratio - 1) * suspect.load_share * suspect.correlation for suspect in found}
+    return sorted(found, key=lambda suspect: -rise[suspect.tenant])
+
+
+def shifted_correlation(usage: Floats, excess: Floats) -> tuple[Floats, Floats]:
+    """Correlations (Pearson) row by row, and their p by circular shifts: the share of shifts that correlate as well."""
+    n = usage.shape[1]
+    a, b = (stats.zscore(array, axis=1) for array in (usage, excess))
+    a, b = np.nan_to_num(a), np.nan_to_num(b)
+    spectrum = np.fft.rfft(a, axis=1) * np.conj(np.fft.rfft(b, axis=1))
+    correlations = np.fft.irfft(spectrum, n=n, axis=1) / n
+    p = (correlations >= correlations[:, :1] - 1e-9).mean(1)
+    return correlations[:, 0], p
+
+
+def _offered_load(panel: Panel, which: Bools) -> Floats:
+    """Seconds of work a second that each series brings, at the mean duration of its own baseline."""
+    count, busy = panel.counts["count"][which], panel.counts["busy_ns"][which]
+    early = slice(0, panel.span.baseline)
+    known = count[:, early].sum(1)
+    overall = busy[:, early].sum() / max(known.sum(), 1)
+    mean = np.where(known >= 20, busy[:, early].sum(1) / np.maximum(known, 1), overall)
+    load: Floats = count * mean[:, None] / 60e9
+    return load
+
+
+def _not_later(load: Floats, since: int, scene: Scene) -> bool:
+    """Whether the load rose at most a minute after the trouble began."""
+    usual = load[: scene.span.baseline]
+    limit = np.median(usual) + 2 * 1.4826 * np.median(np.abs(usual - np.median(usual)))
+    return bool((load[max(0, since - 3) : since + 2] > limit).any())

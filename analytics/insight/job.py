@@ -1,0 +1,105 @@
+"""The job of insight: each whole minute once into table `findings`, and told to whom it concerns.
+
+Its mark in table `progress` is a minute (since the Unix epoch), not a snapshot: a minute is judged once, GRACE after its
+end, when exporters, seal and rollup have had their time; spans that come later still count as history. Rows and mark are
+committed together. What was seen before is kept in memory, so that a minute costs one minute of reading; after a start
+the last minutes are looked at again without being written.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+
+from analytics.insight.engine import findings
+from analytics.insight.evidence import Evidence
+from analytics.insight.finding import Finding, frame
+from analytics.insight.lifecycle import Tracker
+from analytics.insight.loading import load, newest
+from analytics.window import MINUTE
+from collector.config import InsightConfig
+from collector.lake.lake import Lake, StaleProgressError
+
+log = logging.getLogger(__name__)
+
+JOB = "insight"
+TABLE = "findings"
+GRACE = timedelta(seconds=15)
+_CAUGHT_UP_MINUTES_MAX = 10
+_REREAD_MINUTES = 3
+_WARM_UP_MINUTES = 4
+Tell = Callable[[list[Finding], datetime], None]
+
+
+class InsightJob:
+    """Judges minutes as they end. Not for several threads at once; several processes may run it."""
+
+    def __init__(self, lake: Lake, config: InsightConfig, tell: Tell | None = None) -> None:
+        self._lake = lake
+        self._config = config
+        self._tell = tell or (lambda _found, _minute: None)
+        self._tracker = Tracker(config.resolve_minutes)
+        self._evidence = Evidence.empty()
+        self._known_until: datetime | None = None
+
+    def step(self, now: datetime) -> int:
+        """Judge the minutes that ended GRACE before `now` (aware) and were not judged yet; returns how many.
+
+        After a pause only the last _CAUGHT_UP_MINUTES_MAX are. Raises duckdb.Error where the lake cannot be used.
+        """
+        due = (now.astimezone(UTC) - GRACE).replace(second=0, microsecond=0)
+        with self._lake.read() as reader:
+            position, last = reader.position(JOB), newest(reader)
+        if last is None or (position is not None and _time(position) >= due):
+            return 0
+        first = due if position is None else max(_time(position) + MINUTE, due - _CAUGHT_UP_MINUTES_MAX * MINUTE)
+        if self._known_until is None:
+            self._warm_up(first)
+        judged = 0
+        while first <= due:
+            if not self._judge(first, position):
+                return judged
+            position, first, judged = _position(first), first + MINUTE, judged + 1
+        return judged
+
+    def _warm_up(self, first: datetime) -> None:
+        for step in range(_WARM_UP_MINUTES, 0, -1):
+            self._found(first - step * MINUTE)
+
+    def _judge(self, minute: datetime, position: int | None) -> bool:
+        """Judge one minute and commit it; False where another process did."""
+        told = self._found(minute)
+        try:
+            with self._lake.write() as transaction:
+                transaction.advance(JOB, expected=position, position=_position(minute))
+                if told:
+                    transaction.insert(TABLE, frame(told, minute).to_arrow())
+        except StaleProgressError as error:
+            log.info("%s", error)
+            return False
+        self._tell(told, minute)
+        return True
+
+    def _found(self, minute: datetime) -> list[Finding]:
+        """What is open or was resolved at the end of data `minute`."""
+        self._read(minute)
+        window = timedelta(minutes=self._config.recent_minutes)
+        return self._tracker.update(findings(self._evidence, minute, window, self._config), minute)
+
+    def _read(self, until: datetime) -> None:
+        """Bring the evidence up to `until`; the newest minutes are read again, for what came late."""
+        start = until - self._config.history_minutes * MINUTE
+        known = max(start, self._known_until - _REREAD_MINUTES * MINUTE) if self._known_until else start
+        with self._lake.read() as reader:
+            new = load(reader, known, until)
+        self._evidence = Evidence.concat([self._evidence.between(start, known), new]) if known > start else new
+        self._known_until = until
+
+
+def _position(minute: datetime) -> int:
+    return int(minute.timestamp()) // 60
+
+
+def _time(position: int) -> datetime:
+    return datetime.fromtimestamp(position * 60, UTC)

@@ -1,0 +1,68 @@
+"""Findings over time: opened when seen twice in a row, ongoing while seen, resolved when quiet for some minutes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+
+from analytics.insight.finding import Finding
+from analytics.insight.folding import explains
+
+SEEN_TO_OPEN = 2
+
+
+@dataclass
+class _Track:
+    finding: Finding
+    seen: int
+    last_seen: datetime
+    opened: bool = False
+
+
+class Tracker:
+    """Keeps identity over updates. One instance follows one stream of findings; not for several threads."""
+
+    def __init__(self, resolve_minutes: int = 3) -> None:
+        self._quiet = timedelta(minutes=resolve_minutes)
+        self._tracks: dict[str, _Track] = {}
+
+    def update(self, findings: list[Finding], now: datetime) -> list[Finding]:
+        """Take in what was found at `now`; return what is open, most important first, and what was resolved just now.
+
+        A finding is told from the second time in a row on (`opened`), then `ongoing`; it is kept as it was last seen
+        while it pauses, and told once more as `resolved` when it has been quiet for `resolve_minutes`.
+        """
+        current = {finding.identity: finding for finding in reversed(findings)}
+        for identity, finding in current.items():
+            self._see(identity, finding, now)
+        told = [one for identity in list(self._tracks) if (one := self._tell(identity, identity in current, now))]
+        return sorted(told, key=lambda finding: (finding.state == "resolved", -finding.score))
+
+    def _see(self, identity: str, finding: Finding, now: datetime) -> None:
+        track = self._tracks.get(identity)
+        if track is None:
+            self._tracks[identity] = _Track(finding, 1, now)
+            return
+        track.finding = replace(finding, since=min(finding.since, track.finding.since))
+        track.seen += 1
+        track.last_seen = now
+
+    def _tell(self, identity: str, is_seen: bool, now: datetime) -> Finding | None:
+        track = self._tracks[identity]
+        if not is_seen and not track.opened:
+            del self._tracks[identity]
+            return None
+        if not is_seen and now - track.last_seen >= self._quiet:
+            del self._tracks[identity]
+            return replace(track.finding, state="resolved")
+        if track.opened:
+            return replace(track.finding, state="ongoing")
+        if track.seen >= SEEN_TO_OPEN and not self._is_explained(track):
+            track.opened = True
+            return replace(track.finding, state="opened")
+        return None
+
+    def _is_explained(self, track: _Track) -> bool:
+        """Whether something that is open explains it: a symptom that outlives its cause by a minute is no news."""
+        others = (other for other in self._tracks.values() if other.opened and other is not track)
+        return any(explains(other.finding, track.finding) for other in others)

@@ -1,0 +1,50 @@
+"""Findings of a whole window, past or present: what was found at any of its minutes, and whether it goes on."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import timedelta
+
+from analytics.insight.engine import findings, has_history
+from analytics.insight.finding import Finding
+from analytics.insight.loading import load
+from analytics.window import MINUTE, Window
+from collector.config import InsightConfig
+from collector.errors import SpanlakeError
+from collector.lake.lake import Lake
+
+_LOOKS_MAX = 24
+
+
+class NoHistoryError(SpanlakeError):
+    """There is not enough history before the window to compare it with."""
+
+
+def look_back(
+    lake: Lake, window: Window, config: InsightConfig, region: str | None = None, tenant: str | None = None
+) -> list[Finding]:
+    """Findings of `window`, most important first; `state` is 'ongoing' for those still seen at its end, else 'resolved'.
+
+    Looks at _LOOKS_MAX moments of the window at most, two in a row of which must agree. Raises NoHistoryError.
+    """
+    start = window.end - timedelta(minutes=config.history_minutes) - (window.end - window.start)
+    with lake.read() as reader:
+        evidence = load(reader, start, window.end, region, tenant)
+    if not has_history(evidence, window.end, config):
+        raise NoHistoryError(
+            f"insufficient history: expected at least {config.recent_minutes + 15} minutes of rollups before "
+            f"{window.end:%Y-%m-%d %H:%M} UTC to compare with; ask again later, or for a later time"
+        )
+    stride = max(1, -(-window.minutes // _LOOKS_MAX))
+    moments = [window.end - stride * step * MINUTE for step in range(window.minutes // stride + 1)][::-1]
+    seen: dict[str, tuple[int, Finding]] = {}
+    before: set[str] = set()
+    for number, moment in enumerate(moments):
+        found = {one.identity: one for one in findings(evidence.until(moment), moment, window.end - window.start, config)}
+        for identity, one in found.items():
+            if identity in before or len(moments) == 1:
+                since = min(one.since, seen[identity][1].since) if identity in seen else one.since
+                seen[identity] = (number, replace(one, since=since))
+        before = set(found)
+    told = [replace(one, state="ongoing" if number == len(moments) - 1 else "resolved") for number, one in seen.values()]
+    return sorted(told, key=lambda one: (one.state == "resolved", -one.score))

@@ -1,0 +1,203 @@
+"""Grains as dense arrays: one row a series, one column a minute, so that detectors compute on all series at once.
+
+Latency is judged by counts too: a span is *slow* when it takes longer than the 95th percentile of its own stratum in
+the baseline, *very slow* beyond the 99th. Such counts add up over tenants, hosts and operations, whose durations do
+not compare, and a change of the mix of operations leaves their expectation right (indirect standardisation).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+
+from analytics.buckets import GAMMA
+from analytics.insight.evidence import BUCKETS_PER_CELL, COUNTS, Grain
+
+Floats = npt.NDArray[np.floating[Any]]
+Bools = npt.NDArray[np.bool_]
+Ints = npt.NDArray[np.intp]
+
+CELLS = 560
+_FIRST_CELL = -1
+SLOW, VERY_SLOW = 0.95, 0.99
+MINUTE = timedelta(minutes=1)
+_MINUTE_US = 60_000_000
+
+
+@dataclass(frozen=True)
+class Span:
+    """The minutes that are looked at: `count` of them from `start` (naive UTC); the last `recent` are judged, and those
+    before are what they are compared with."""
+
+    start: datetime
+    count: int
+    recent: int
+
+    @classmethod
+    def until(cls, end: datetime, count: int, recent: int) -> Span:
+        """The `count` minutes before `end` (naive UTC)."""
+        return cls(end - count * MINUTE, count, min(recent, count))
+
+    @property
+    def end(self) -> datetime:
+        """The end of the last minute."""
+        return self.start + self.count * MINUTE
+
+    @property
+    def baseline(self) -> int:
+        """Minutes before those that are judged."""
+        return self.count - self.recent
+
+    def time(self, index: int) -> datetime:
+        """The start of a minute."""
+        return self.start + int(index) * MINUTE
+
+    def index(self, minutes: pl.Series) -> Ints:
+        """Positions of minutes (naive UTC)."""
+        first = int(np.datetime64(self.start, "us").astype(np.int64))
+        found: Ints = ((minutes.cast(pl.Int64).to_numpy() - first) // _MINUTE_US).astype(np.intp)
+        return found
+
+
+@dataclass(frozen=True)
+class Measure:
+    """What was counted and what was expected, of the baseline's rates: arrays of series x minutes.
+
+    `variance`: of the counts, were they independent; `trials`: what they are a share of.
+    """
+
+    observed: Floats
+    expected: Floats
+    variance: Floats
+    trials: Floats
+
+    def by(self, groups: Ints, count: int) -> Measure:
+        """Sums over the series of each group."""
+        return Measure(*(summed(array, groups, count) for array in vars(self).values()))
+
+    def rows(self, which: Ints | Bools) -> Measure:
+        """Some of the series."""
+        return Measure(*(array[which] for array in vars(self).values()))
+
+
+@dataclass(frozen=True)
+class Panel:
+    """A grain within a `Span`: `keys` a row a series (the dimensions), `counts` by COUNTS' names, `cells` the filled
+    cells of durations as positions of series, minute and cell with their spans."""
+
+    span: Span
+    keys: pl.DataFrame
+    counts: dict[str, Floats]
+    cell_series: Ints
+    cell_minute: Ints
+    cell: Ints
+    cell_spans: Floats
+
+    @classmethod
+    def of(cls, grain: Grain, span: Span) -> Panel:
+        """Read the minutes of `span`."""
+        inside = grain.between(span.start, span.end)
+        series = inside.rows["series"].to_numpy()
+        used = np.zeros(grain.keys.height, dtype=bool)
+        used[series] = True
+        number = np.cumsum(used) - 1
+        shape = (int(used.sum()), span.count)
+        at = number[series] * span.count + span.index(inside.rows["minute"])
+        return cls(
+            span,
+            grain.keys.filter(pl.Series(used)),
+            {name: _dense(at, inside.rows[name].to_numpy(), shape) for name in COUNTS},
+            number[inside.cells["series"].to_numpy()],
+            span.index(inside.cells["minute"]),
+            inside.cells["cell"].to_numpy().astype(np.intp) - _FIRST_CELL,
+            inside.cells["spans"].to_numpy().astype(np.float64),
+        )
+
+    def where(self, which: pl.Series) -> Panel:
+        """The series of which `which` (Boolean) is true."""
+        mask = which.fill_null(value=False).to_numpy()
+        renumbered = np.cumsum(mask) - 1
+        cells = mask[self.cell_series]
+        return replace(
+            self,
+            keys=self.keys.filter(which.fill_null(value=False)),
+            counts={name: array[mask] for name, array in self.counts.items()},
+            cell_series=renumbered[self.cell_series[cells]],
+            cell_minute=self.cell_minute[cells],
+            cell=self.cell[cells],
+            cell_spans=self.cell_spans[cells],
+        )
+
+    @property
+    def size(self) -> int:
+        """Number of series."""
+        return self.keys.height
+
+    def groups(self, by: Sequence[str]) -> tuple[pl.DataFrame, Ints]:
+        """The different values of `by` (a row each) and which of them each series belongs to."""
+        if not by:
+            return pl.DataFrame({"all": [""]}), np.zeros(self.size, dtype=np.intp)
+        values = self.keys.select(by).unique(maintain_order=True).with_row_index("group")
+        found = self.keys.join(values, on=list(by), how="left", nulls_equal=True, maintain_order="left")
+        return values.drop("group"), found["group"].to_numpy().astype(np.intp)
+
+    def thresholds(self, strata: Ints, count: int) -> Floats:
+        """The cells of SLOW and VERY_SLOW in the baseline of each stratum: an array of 2 x strata."""
+        early = self.cell_minute < self.span.baseline
+        flat = strata[self.cell_series[early]] * CELLS + self.cell[early]
+        spread = np.bincount(flat, weights=self.cell_spans[early], minlength=count * CELLS).reshape(count, CELLS)
+        up_to = np.cumsum(spread, axis=1)
+        total = up_to[:, -1:]
+        return np.stack([(up_to < share * total).sum(axis=1) for share in (SLOW, VERY_SLOW)]).astype(float)
+
+    def beyond(self, cells: Floats) -> Floats:
+        """Spans longer than the cell given for each series, by series and minute."""
+        slow = self.cell > cells[self.cell_series]
+        at = self.cell_series[slow] * self.span.count + self.cell_minute[slow]
+        return _dense(at, self.cell_spans[slow], (self.size, self.span.count))
+
+    def spread(self, series: Bools, minutes: slice) -> Floats:
+        """Spans by cell, of some series and minutes."""
+        start, stop, _ = minutes.indices(self.span.count)
+        inside = series[self.cell_series] & (self.cell_minute >= start) & (self.cell_minute < stop)
+        return np.bincount(self.cell[inside], weights=self.cell_spans[inside], minlength=CELLS)
+
+
+def cell_value_ns(position: float) -> float:
+    """The duration in ns that a position of `Panel.cell` stands for: the middle of its bounds."""
+    index = (position + _FIRST_CELL + 0.5) * BUCKETS_PER_CELL
+    return float(GAMMA**index) if index > 0 else 0.0
+
+
+def quantile_ns(spread: Floats, q: float) -> float | None:
+    """A quantile of spans by cell, interpolated within its cell; None without spans."""
+    total = float(spread.sum())
+    if total <= 0:
+        return None
+    up_to = np.cumsum(spread)
+    position = int(np.searchsorted(up_to, q * total))
+    before = up_to[position - 1] if position else 0.0
+    share = (q * total - before) / max(float(spread[position]), 1e-9)
+    return cell_value_ns(position + share - 0.5)
+
+
+def summed(array: Floats, groups: Ints, count: int) -> Floats:
+    """Sums of the rows of each group: an array of count x columns."""
+    if len(groups) == 0:
+        return np.zeros((count, array.shape[1]))
+    order = np.argsort(groups, kind="stable")
+    starts = np.flatnonzero(np.diff(groups[order], prepend=-1))
+    found = np.zeros((count, array.shape[1]))
+    found[groups[order][starts]] = np.add.reduceat(array[order], starts, axis=0)
+    return found
+
+
+def _dense(at: Ints, values: npt.NDArray[Any], shape: tuple[int, int]) -> Floats:
+    flat = np.bincount(at, weights=values, minlength=shape[0] * shape[1])
+    return flat.reshape(shape)

@@ -1,0 +1,206 @@
+"""Latency and errors: found at several levels of place, told once a region, at the place that holds the excess.
+
+Which service is slow is told by time, not by how many spans are: the excess of a service's own time is that of the
+spans it serves less that of the calls it makes; the excess of the network, of calls less that of the spans they cause.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import polars as pl
+
+from analytics.insight import telling
+from analytics.insight.finding import Finding, Kind, Place
+from analytics.insight.locating import locate
+from analytics.insight.panel import Bools, Floats, Measure, Panel
+from analytics.insight.scene import Groups, Scene
+
+LEVELS = (
+    ("region",),
+    ("region", "service_name"),
+    ("region", "service_name", "component", "operation", "kind"),
+    ("region", "tenant"),
+)
+_NETWORK = "network"
+_OWN_TIME_SHARE = 0.6
+_BROAD = 0.5
+_EFFECT_MIN = 1.25
+_ERRORS_MIN = 0.003
+
+
+@dataclass(frozen=True)
+class Trouble:
+    """Something that stands out in one region: which series, since which minute, how sure."""
+
+    region: str
+    what: str
+    since: int
+    which: Bools
+    z: float
+    p: float
+    p_corrected: float
+
+
+def find(scene: Scene) -> list[Finding]:
+    """Findings of latency and errors, of what regions, services, operations and tenants tell."""
+    found = [_latency(scene, trouble) for trouble in troubles(scene, ("slow", "very_slow"))]
+    found += [_errors(scene, trouble) for trouble in troubles(scene, ("errors",))]
+    return [finding for finding in found if finding is not None]
+
+
+def troubles(scene: Scene, whats: tuple[str, ...]) -> list[Trouble]:
+    """What stands out, a region each, by the level and measure that show it most."""
+    best: dict[str, Trouble] = {}
+    panel = scene.panel("base")
+    for what in whats:
+        for level in LEVELS:
+            groups = scene.level("base", what, level)
+            for index in np.flatnonzero(groups.flagged):
+                region = groups.keys["region"][int(index)]
+                z = float(groups.scan.z[index])
+                if region not in best or z > best[region].z:
+                    best[region] = _trouble(groups, int(index), what, region, panel)
+    return list(best.values())
+
+
+def _trouble(groups: Groups, index: int, what: str, region: str, panel: Panel) -> Trouble:
+    scan = groups.scan
+    which = (panel.keys["region"] == region).to_numpy()
+    return Trouble(
+        region, what, int(scan.since[index]), which, float(scan.z[index]), float(scan.p[index]),
+        float(groups.p_corrected[index]),
+    )  # fmt: skip
+
+
+def _excess(measure: Measure, since: int) -> tuple[Floats, Floats]:
+    return (measure.observed - measure.expected)[:, since:].sum(1), measure.expected[:, since:].sum(1)
+
+
+def _latency(scene: Scene, trouble: Trouble) -> Finding | None:
+    panel, measure = scene.panel("base"), scene.measure("base", trouble.what)
+    excess, expected = _excess(measure.rows(trouble.which), trouble.since)
+    sub = panel.keys.filter(pl.Series(trouble.which))
+    located, inside = locate(sub, excess, expected, ("tenant",))
+    which = trouble.which.copy()
+    which[trouble.which] = inside
+    slow = slow_service(scene, which, trouble.since)
+    operation = None
+    if slow not in (None, _NETWORK):
+        own = which & telling.every({"service_name": str(slow)}, panel.keys)
+        part, part_expected = _excess(measure.rows(own), trouble.since)
+        deeper, left = locate(panel.keys.filter(pl.Series(own)), part, part_expected, ("operation",))
+        operation = deeper.get("operation")
+        own[own] = left
+        which = own
+    effect = telling.latency_effect(panel, which, trouble.since, trouble.what)
+    hurt = telling.impact(scene, panel, measure, which, trouble.since)
+    tenant = located.get("tenant")
+    broad = tenant is None and slow in (None, _NETWORK) and hurt.share >= _BROAD
+    kind: Kind = "region_slow" if broad else "latency"
+    place = Place(trouble.region, None if slow in (None, _NETWORK) else slow, operation)
+    return _told(scene, trouble, kind, place, tenant, hurt, effect, which, slow == _NETWORK)
+
+
+def slow_service(scene: Scene, which: Bools, since: int) -> str | None:
+    """The service whose own time holds most of the excess, _NETWORK where calls alone are slow, None where it spreads."""
+    panel = scene.panel("base")
+    busy, count = panel.counts["busy_ns"][which], panel.counts["count"][which]
+    early = slice(0, scene.span.baseline)
+    mean = busy[:, early].sum(1) / np.maximum(count[:, early].sum(1), 1)
+    excess = busy[:, since:].sum(1) - mean * count[:, since:].sum(1)
+    frame = panel.keys.filter(pl.Series(which)).select("service_name", "component", "kind").with_columns(
+        excess=pl.Series(excess), known=pl.Series(count[:, early].sum(1) > 0)
+    ).filter("known")  # fmt: skip
+    calls = pl.col("kind").is_in(["client", "producer"])
+    serves = pl.col("kind").is_in(["server", "consumer"])
+    own = frame.group_by("service_name").agg(
+        own=pl.col("excess").filter(serves).sum() - pl.col("excess").filter(calls).sum()
+    )
+    wire = frame.group_by("component").agg(
+        called=pl.col("excess").filter(calls).sum(),
+        served=pl.col("excess").filter(serves).sum(),
+        has_server=serves.any(),
+    )
+    network = float((wire["called"] - wire["served"]).filter(wire["has_server"] & (wire["called"] > 0)).sum())
+    shares = {name: max(value, 0.0) for name, value in own.iter_rows()} | {_NETWORK: max(network, 0.0)}
+    total = sum(shares.values())
+    top = max(shares, key=lambda name: shares[name])
+    return top if total > 0 and shares[top] >= _OWN_TIME_SHARE * total else None
+
+
+def _errors(scene: Scene, trouble: Trouble) -> Finding | None:
+    panel, measure = scene.panel("base"), scene.measure("base", "errors")
+    excess, expected = _excess(measure.rows(trouble.which), trouble.since)
+    sub = panel.keys.filter(pl.Series(trouble.which))
+    located, inside = locate(sub, excess, expected, ("tenant",))
+    which = trouble.which.copy()
+    which[trouble.which] = inside
+    service = failing_service(panel, measure, which, trouble.since)
+    if service:
+        which = which & telling.every({"service_name": service}, panel.keys)
+    part, part_expected = _excess(measure.rows(which), trouble.since)
+    deeper, left = locate(panel.keys.filter(pl.Series(which)), part, part_expected, ("operation",))
+    which[which] = left
+    effect = telling.share_effect("error_rate", measure, which, trouble.since)
+    if effect.value - effect.baseline < _ERRORS_MIN:
+        return None
+    hurt = telling.impact(scene, panel, measure, which, trouble.since)
+    tenant = located.get("tenant")
+    broad = tenant is None and hurt.share >= _BROAD and not service and "operation" not in deeper
+    kind: Kind = "region_errors" if broad else "errors"
+    place = Place(trouble.region, service, deeper.get("operation"))
+    return _told(scene, trouble, kind, place, tenant, hurt, effect, which, network=False)
+
+
+def failing_service(panel: Panel, measure: Measure, which: Bools, since: int) -> str | None:
+    """The service whose own serving spans hold errors that its calls do not; the deepest where a chain fails."""
+    excess, _ = _excess(measure.rows(which), since)
+    frame = panel.keys.filter(pl.Series(which)).select("service_name", "kind").with_columns(excess=pl.Series(excess))
+    calls = pl.col("kind").is_in(["client", "producer"])
+    own = frame.group_by("service_name").agg(
+        served=pl.col("excess").filter(~calls).sum(), called=pl.col("excess").filter(calls).sum()
+    ).with_columns(own=pl.col("served") - pl.col("called"))  # fmt: skip
+    total = float(own["served"].clip(lower_bound=0).max() or 0.0)  # type: ignore[arg-type]
+    found = own.filter(pl.col("own") > 0.5 * total).sort("own", descending=True)
+    return str(found["service_name"][0]) if found.height and total > 0 else None
+
+
+def _told(
+    scene: Scene, trouble: Trouble, kind: Kind, place: Place, tenant: str | None, hurt: telling.Impact,
+    effect: telling.Effect, which: Bools, network: bool,
+) -> Finding | None:  # fmt: skip
+    errors = trouble.what == "errors"
+    if effect.ratio < _EFFECT_MIN:
+        return None
+    panel, measure = scene.panel("base"), scene.measure("base", trouble.what)
+    if errors:
+        p, *_ = telling.stratified_test(*telling.now_and_before(scene, "base", "errors", which, trouble.since))
+        test = "Cochran-Mantel-Haenszel, now against the baseline, by operation"
+    else:
+        p, delta, _ = telling.rank_test(panel, which, trouble.since)
+        test = f"Mann-Whitney, now against the baseline (Cliff's delta {delta:+.2f})"
+    tenants = (tenant,) if tenant else hurt.tenants
+    excess = float(_excess(measure.rows(which), trouble.since)[0].sum())
+    breadth = f"tenant {tenant} alone is hurt" if tenant else f"{hurt.words()} are hurt"
+    verb = "fails more often" if errors else "is slow"
+    where = place.words() if place.service else f"the region {place.region}"
+    also = ", on the network between services" if network else ""
+    figure = times(effect, errors)
+    sentence = f"{where[0].upper()}{where[1:]} {verb}{also} since {scene.span.time(trouble.since):%H:%M}: {figure}; {breadth}."
+    weight = 4.0 if kind.startswith("region") else 3.0
+    return Finding(
+        kind, place, telling.severity(effect.ratio, hurt.share), telling.score(weight, effect.ratio, excess, hurt.share),
+        telling.aware(scene, trouble.since), scene.until, effect,
+        telling.confidence(test, p, max(p, trouble.p_corrected), measure.trials[which][:, trouble.since :].sum(),
+                           telling.unknown_share(panel, which, trouble.since)),
+        sentence, tenants,
+        exemplars=telling.exemplars(scene, place, trouble.since, errors=errors, tenants=tenants if tenant else ()),
+        sql=telling.sql_of(scene, place, trouble.since), tenant_scope=tenant,
+    )  # fmt: skip
+
+
+def times(effect: telling.Effect, errors: bool) -> str:
+    """The effect in words."""
+    return f"errors {telling.times(effect)}" if errors else telling.times(effect)

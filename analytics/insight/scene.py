@@ -1,0 +1,151 @@
+"""One look at the evidence: panels and expectations, computed once for all detectors."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from functools import cached_property
+
+import numpy as np
+import polars as pl
+from statsmodels.stats.multitest import multipletests
+
+from analytics.insight import baselines
+from analytics.insight.baselines import Scan
+from analytics.insight.evidence import Evidence, Grain
+from analytics.insight.panel import Bools, Floats, Ints, Measure, Panel, Span
+from collector.config import InsightConfig
+
+STRATA = {
+    "base": ("region", "service_name", "component", "operation", "kind"),
+    "host": ("region", "service_name", "kind"),
+    "version": ("region", "service_name", "operation", "kind"),
+    "destination": ("region", "component", "operation", "kind"),
+}
+SHARES = ("slow", "very_slow", "errors", "misses")
+RATIOS = {"very_slow": 2.0, "errors": 2.0, "missing": 3.0}
+"""Ratios to the usual that are worth telling, where they are larger than `ratio_min`: what is rare varies more."""
+OVER_QUOTA = ("RESOURCE_EXHAUSTED", "429", "ThrottlingException", "TooManyRequests", "rate_limited")
+"""Values of `error.type` that tell of a caller who is over its quota: no trouble of the service."""
+HISTORY_MIN = 15
+"""Minutes of history under which nothing is said."""
+
+
+@dataclass(frozen=True)
+class Groups:
+    """A level of places: `keys` a row each, `of` the group of each series of the panel, and its scan and p values
+    corrected over the level (Benjamini and Hochberg 1995); `flagged` those that stand out."""
+
+    keys: pl.DataFrame
+    of: Ints
+    measure: Measure
+    scan: Scan
+    p_corrected: Floats
+    flagged: Bools
+
+
+class Scene:
+    """Evidence up to `until` (aware), as arrays."""
+
+    def __init__(self, evidence: Evidence, until: datetime, config: InsightConfig) -> None:
+        self.evidence = evidence
+        self.config = config
+        self.until = until
+        end = until.astimezone(UTC).replace(tzinfo=None, second=0, microsecond=0)
+        first = evidence.first_minute
+        minutes = 0 if first is None else int((end - first) / timedelta(minutes=1))
+        self.span = Span.until(end, max(0, min(minutes, config.history_minutes)), config.recent_minutes)
+        self._panels: dict[str, Panel] = {}
+        self._measures: dict[tuple[str, str], Measure] = {}
+        self._levels: dict[tuple[str, str, tuple[str, ...], int], Groups] = {}
+
+    @property
+    def has_history(self) -> bool:
+        """Whether there is enough to compare with."""
+        return self.span.baseline >= HISTORY_MIN
+
+    def panel(self, name: str) -> Panel:
+        """The panel of a grain of `Evidence`, by its name."""
+        if name not in self._panels:
+            grain: Grain = getattr(self.evidence, name)
+            self._panels[name] = Panel.of(grain, self.span)
+        return self._panels[name]
+
+    def measure(self, name: str, what: str) -> Measure:
+        """One of SHARES of a panel, with what was to be expected of each of its series."""
+        key = (name, what)
+        if key not in self._measures:
+            panel = self.panel(name)
+            strata_keys, strata = panel.groups(STRATA[name])
+            trials = panel.counts["count"]
+            if what in ("slow", "very_slow"):
+                cells = panel.thresholds(strata, strata_keys.height)[int(what == "very_slow")]
+                observed = panel.beyond(cells[strata])
+            elif what == "misses":
+                observed, trials = panel.counts["misses"], panel.counts["misses"] + panel.counts["hits"]
+            else:
+                observed = np.maximum(panel.counts[what] - self._over_quota(name), 0)
+            self._measures[key] = baselines.rates(observed, trials, strata, strata_keys.height, self.span)
+        return self._measures[key]
+
+    def _over_quota(self, name: str) -> Floats:
+        """Errors of callers over their quota, by series and minute; known of panel base."""
+        panel, errors = self.panel(name), self.panel("error")
+        if name != "base" or not errors.size:
+            return np.zeros((panel.size, self.span.count))
+        quota = errors.where(errors.keys["error_type"].is_in(OVER_QUOTA))
+        by = ["region", "tenant", "service_name", "operation", "kind"]
+        # Series that differ by their component alone share what is known of both.
+        series = panel.keys.select(by).with_row_index("series").unique(by, keep="first")
+        at = quota.keys.join(series, on=by, how="left", maintain_order="left")["series"]
+        found = np.zeros((panel.size, self.span.count))
+        known = at.is_not_null().to_numpy()
+        np.add.at(found, at.drop_nulls().to_numpy(), quota.counts["errors"][known])
+        return found
+
+    @cached_property
+    def demand(self) -> Measure:
+        """Spans of servers (all spans where there are none) of panel base: expected as many as the baseline's median."""
+        panel = self.panel("base")
+        served = panel.keys["kind"].is_in(["server", "consumer"]).to_numpy()
+        count = panel.counts["count"] * (served if served.any() else np.ones(panel.size))[:, None]
+        return traffic(count, self.span)
+
+    def level(self, name: str, what: str, by: Sequence[str], sign: int = 1) -> Groups:
+        """Scan a measure of a panel, summed up by some dimensions; `what` may be 'demand' too."""
+        key = (name, what, tuple(by), sign)
+        if key not in self._levels:
+            panel = self.panel(name)
+            keys, of = panel.groups(by)
+            if what == "demand":
+                count = self.demand.observed
+                measure = traffic(Measure(count, count, count, count).by(of, keys.height).observed, self.span)
+            else:
+                measure = self.measure(name, what).by(of, keys.height)
+            self._levels[key] = self.judged(keys, of, measure, what, sign)
+        return self._levels[key]
+
+    def judged(self, keys: pl.DataFrame, of: Ints, measure: Measure, what: str = "", sign: int = 1) -> Groups:
+        """Scan groups, correct their p values over all of them, and flag what stands out."""
+        scan = baselines.scan(measure, self.span, sign)
+        tested = scan.trials >= self.config.volume_min
+        corrected = np.ones(len(scan.p))
+        if tested.any():
+            corrected[tested] = multipletests(scan.p[tested], method="fdr_bh")[1]
+        ratio = scan.ratio if sign > 0 else 1 / scan.ratio
+        flagged = (
+            tested
+            & (corrected <= self.config.false_discovery_rate)
+            & (scan.z >= self.config.deviation_min)
+            & (ratio >= max(self.config.ratio_min, RATIOS.get(what, 0.0)))
+            & (np.abs(scan.observed - scan.expected) >= 10)
+        )
+        return Groups(keys, of, measure, scan, corrected, flagged)
+
+
+def traffic(count: Floats, span: Span) -> Measure:
+    """Counts against the median of the baseline's minutes; expected at least one a minute."""
+    usual = np.median(count[:, : span.baseline], axis=1) if span.baseline else np.zeros(len(count))
+    expected = np.repeat(np.maximum(usual, 1.0)[:, None], span.count, axis=1)
+    return Measure(count, expected, expected, expected)

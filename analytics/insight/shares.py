@@ -1,0 +1,78 @@
+"""Shares of series (misses of lookups, late or missing deliveries): where they stand out, one place after the other."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import polars as pl
+
+from analytics.insight.locating import located
+from analytics.insight.panel import Bools, Floats, Measure
+from analytics.insight.scene import Groups, Scene
+
+_PLACES_MAX = 5
+
+
+@dataclass(frozen=True)
+class Spot:
+    """A place: the values that it is narrowed down to, its series, and what the scan of its group says."""
+
+    values: dict[str, str]
+    which: Bools
+    since: int
+    excess: float
+    p: float
+    p_corrected: float
+
+
+def spots(
+    scene: Scene, keys: pl.DataFrame, measure: Measure, levels: Sequence[Sequence[str]], order: Sequence[str],
+    what: str = "",
+) -> Iterator[Spot]:  # fmt: skip
+    """Places where a measure of series (rows of `keys`) stands out, the most striking first, none within another.
+
+    Series are grouped by each of `levels` and scanned; `order` is that in which dimensions are narrowed down.
+    """
+    flagged = sorted(_flagged(scene, keys, measure, levels, what), key=lambda one: -one[0])
+    told = np.zeros(keys.height, dtype=bool)
+    given = 0
+    for _, groups, index in flagged:
+        group: Bools = groups.of == index
+        since = int(groups.scan.since[index])
+        excess, expected = _sums(measure, since)
+        total = np.maximum(excess[group], 0).sum()
+        if given == _PLACES_MAX or np.maximum(excess[group & told], 0).sum() > 0.4 * total:
+            continue
+        values, which = located(keys, excess, expected, order, group)
+        fixed = {name: str(groups.keys[name][index]) for name in groups.keys.columns if name != "all"}
+        told |= group
+        given += 1
+        yield Spot(
+            {**fixed, **values}, which, since, float(excess[which].sum()), float(groups.scan.p[index]),
+            float(groups.p_corrected[index]),
+        )  # fmt: skip
+
+
+def _flagged(
+    scene: Scene, keys: pl.DataFrame, measure: Measure, levels: Sequence[Sequence[str]], what: str
+) -> Iterator[tuple[float, Groups, int]]:
+    for level in levels:
+        names = keys.select(level).unique(maintain_order=True).with_row_index("group")
+        of = keys.join(names, on=list(level), maintain_order="left", nulls_equal=True)["group"].to_numpy().astype(np.intp)
+        groups = scene.judged(names.drop("group"), of, measure.by(of, names.height), what)
+        for index in np.flatnonzero(groups.flagged):
+            yield float(groups.scan.z[index]), groups, int(index)
+
+
+def _sums(measure: Measure, since: int) -> tuple[Floats, Floats]:
+    return (measure.observed - measure.expected)[:, since:].sum(1), measure.expected[:, since:].sum(1)
+
+
+def dense(scene: Scene, frame: pl.DataFrame, keys: pl.DataFrame, values: Callable[[pl.DataFrame], pl.Series]) -> Floats:
+    """Sums of `values` of a frame with `minute` and the columns of `keys`: an array of rows of keys x minutes."""
+    numbered = frame.join(keys.with_row_index("series"), on=keys.columns, maintain_order="left")
+    at = numbered["series"].to_numpy().astype(np.intp) * scene.span.count + scene.span.index(numbered["minute"])
+    flat = np.bincount(at, weights=values(numbered).to_numpy(), minlength=keys.height * scene.span.count)
+    return flat.reshape(keys.height, scene.span.count)

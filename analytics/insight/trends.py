@@ -1,0 +1,127 @@
+"""Slow worsening towards a limit: what rises minute by minute, and when it will be exhausted.
+
+A step is an incident; a ramp is something that fills up. A ramp is told where the mean duration since a beginning rises
+with time (Kendall's tau, Mann 1945), rose by less than half of it at once, and a straight line through its logarithm
+(slopes after Theil and Sen) fits better than a step at the best place. The time left is where the line meets the limit,
+with the interval of the slope.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import stats
+
+from analytics.change import duration
+from analytics.insight import telling
+from analytics.insight.finding import Effect, Finding, Place
+from analytics.insight.panel import Floats
+from analytics.insight.scene import Scene
+
+LIMIT_RATIO = 20.0
+"""Exhausted: durations of 20 times the usual, by when callers give up; no limit of the resource itself is known."""
+_MINUTES = (8, 12, 18, 25, 40)
+_TAU_MIN = 0.6
+_RISE_MIN = 1.5
+_COUNT_PER_MINUTE_MIN = 10
+_BY = ("region", "service_name", "host")
+_SERVING = ("server", "consumer")
+
+
+@dataclass(frozen=True)
+class Ramp:
+    """A rise over the last `minutes`: by `rise` in all; `left_minutes` (low, high) until LIMIT_RATIO."""
+
+    minutes: int
+    rise: float
+    p: float
+    left_minutes: tuple[float, float]
+
+
+def find(scene: Scene) -> list[Finding]:
+    """A finding 'exhaustion' for each host of a service that gets slower and slower."""
+    panel = scene.panel("host")
+    if not panel.size:
+        return []
+    serving = panel.keys["kind"].is_in(_SERVING).to_numpy()
+    keys, of = panel.groups(_BY)
+    count, busy = (np.zeros((keys.height, scene.span.count)) for _ in range(2))
+    np.add.at(count, of[serving], panel.counts["count"][serving])
+    np.add.at(busy, of[serving], panel.counts["busy_ns"][serving])
+    slow = scene.level("host", "slow", _BY)
+    busiest = count[:, -8:].min(1) >= _COUNT_PER_MINUTE_MIN
+    found = []
+    for index in np.flatnonzero(busiest & (slow.scan.ratio > 1.3)):
+        value = _by_cells(scene, of == index, serving)
+        ramp = rising(value, float(np.nanmedian(value[: scene.span.baseline])))
+        if ramp is not None:
+            found.append(_told(scene, keys.row(int(index)), ramp, value, count[index]))
+    return found
+
+
+def _by_cells(scene: Scene, series: np.ndarray, serving: np.ndarray) -> Floats:
+    """The median duration in ns by minute: of cells, so that outliers weigh nothing."""
+    panel = scene.panel("host")
+    mine = series & serving
+    inside = mine[panel.cell_series]
+    weight = panel.cell_spans[inside]
+    position = np.bincount(panel.cell_minute[inside], weights=weight * panel.cell[inside], minlength=scene.span.count)
+    total = np.bincount(panel.cell_minute[inside], weights=weight, minlength=scene.span.count)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        mean = position / total
+    return np.array([telling.cell_value_ns(m) if np.isfinite(m) else np.nan for m in mean])
+
+
+def rising(values: Floats, usual: float) -> Ramp | None:
+    """The longest stretch up to the end over which `values` ramp up from `usual`, None where none does."""
+    best = None
+    for minutes in _MINUTES:
+        if minutes > len(values) // 2 or not np.isfinite(values[-minutes:]).all() or usual <= 0:
+            continue
+        y = np.log(values[-minutes:])
+        x = np.arange(minutes, dtype=float)
+        tau, p = stats.kendalltau(x, y)
+        if tau < _TAU_MIN or p > 0.001:
+            continue
+        slope, intercept, low, high = stats.theilslopes(y, x, alpha=0.95)
+        rise = float(np.exp(slope * (minutes - 1)))
+        if low <= 0 or rise < _RISE_MIN or not _is_ramp(y, x, float(slope), float(intercept)):
+            continue
+        to_go = np.log(LIMIT_RATIO * usual) - float(y[-3:].mean())
+        best = Ramp(minutes, rise, float(p), (max(to_go / high, 0.0), max(to_go / low, 0.0)))
+    return best
+
+
+def _is_ramp(y: Floats, x: Floats, slope: float, intercept: float) -> bool:
+    line = float(((y - slope * x - intercept) ** 2).sum())
+    steps = [((y[:k] - y[:k].mean()) ** 2).sum() + ((y[k:] - y[k:].mean()) ** 2).sum() for k in range(1, len(y))]
+    jump = float(np.diff(y).max())
+    return line < 0.8 * float(min(steps)) and jump < 0.5 * float(y[-1] - y[0])
+
+
+def _told(scene: Scene, names: tuple[str, ...], ramp: Ramp, values: Floats, count: Floats) -> Finding:
+    region, service, host = names
+    since = scene.span.count - ramp.minutes
+    usual = float(np.nanmedian(values[: scene.span.baseline]))
+    now = float(values[-2:].mean())
+    place = Place(region, service, host=host)
+    low, high = ramp.left_minutes
+    sentence = (
+        f"{service} on host {host} in {region} gets slower minute by minute since {scene.span.time(since):%H:%M}: a typical "
+        f"span takes {duration(now)} (usually {duration(usual)}); at this pace {LIMIT_RATIO:.0f} times the usual is reached "
+        f"in {low:.0f} to {high:.0f} minutes."
+    )
+    panel, measure = scene.panel("host"), scene.measure("host", "slow")
+    which = telling.every({"region": region, "service_name": service, "host": host}, panel.keys)
+    hurt = telling.impact(scene, panel, measure, which, since)
+    return Finding(
+        "exhaustion", place, telling.severity(now / usual, hurt.share),
+        telling.score(5.8, now / usual, float(count[-ramp.minutes :].sum()), hurt.share), telling.aware(scene, since),
+        scene.until, Effect("typical_duration_ns", now, usual, now / usual),
+        telling.confidence("Kendall's tau of duration and time, slopes after Theil and Sen", ramp.p, ramp.p,
+                           float(count[-ramp.minutes :].sum())),
+        sentence, hurt.tenants, (f"host={host}",),
+        exemplars=telling.exemplars(scene, Place(region, service), since, errors=False),
+        sql=telling.sql_of(scene, place, since, "rollup_host_1m"),
+    )  # fmt: skip
