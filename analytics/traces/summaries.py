@@ -64,7 +64,8 @@ def events(forest: Forest, measured: pl.DataFrame) -> pl.DataFrame:
     )
     minute = pl.col("start_time").dt.truncate("1m").cast(pl.Datetime("us"))
     joined = sums.join(root, on="root_row").join(_top(spans), left_on="root_row", right_on="path_root")
-    return joined.with_columns(window_start=minute).select(*SUMMARIES.keys, traces=pl.lit(1, pl.Int64)).cast(SUMMARIES.schema)
+    placed = joined.with_columns(window_start=minute, traces=pl.lit(1, pl.Int64))
+    return placed.select(SUMMARIES.schema.names()).cast(SUMMARIES.schema)
 
 
 _HAS_PARENT = pl.col("parent_span_id").is_not_null()
