@@ -21,6 +21,7 @@ _OFFSET_NS_MIN = 5_000_000.0
 _SHARE_OF_LARGEST = 0.1
 """Offsets that are smaller, against the largest of the region, are what least squares leave of it."""
 _PAIRS_MIN = 20
+_OUTSIDE_MIN = 0.05
 _MADS = 6.0
 
 
@@ -43,7 +44,8 @@ def find(scene: Scene) -> list[Finding]:
     largest = float(np.abs(values - np.median(values)).max(initial=0.0))
     limit = max(_OFFSET_NS_MIN, _MADS * noise, _SHARE_OF_LARGEST * largest)
     found = moved.filter((pl.col("moved") - float(np.median(values))).abs() > limit)
-    return [_told(scene, known, row, max(noise, _OFFSET_NS_MIN / _MADS)) for row in found.iter_rows(named=True)]
+    told = (_told(scene, known, row, max(noise, _OFFSET_NS_MIN / _MADS)) for row in found.iter_rows(named=True))
+    return [one for one in told if one is not None]
 
 
 def _offsets(pairs: pl.DataFrame) -> pl.DataFrame:
@@ -73,7 +75,7 @@ def _offsets(pairs: pl.DataFrame) -> pl.DataFrame:
     return centred.select("host", "offset_ns")
 
 
-def _told(scene: Scene, known: pl.DataFrame, row: dict[str, float | str], noise: float) -> Finding:
+def _told(scene: Scene, known: pl.DataFrame, row: dict[str, float | str], noise: float) -> Finding | None:
     host, moved = str(row["host"]), float(row["moved"])
     mine = known.filter((pl.col("host") == host) | (pl.col("parent_host") == host))
     sign = pl.when(pl.col("host") == host).then(1).otherwise(-1)
@@ -91,6 +93,8 @@ def _told(scene: Scene, known: pl.DataFrame, row: dict[str, float | str], noise:
     outside = mine.filter(pl.col("minute") >= scene.span.time(since)).select(pl.col("outside", "pairs").sum())
     pairs = max(int(outside["pairs"][0] or 0), 1)
     share = float(outside["outside"][0] or 0) / pairs
+    if share < _OUTSIDE_MIN:
+        return None
     effect = Effect("clock_offset_ns", moved, usual, max(abs(moved) / max(noise, 1.0), 1.0))
     p = float(2 * stats.norm.sf(abs(moved) / noise))
     sentence = (

@@ -115,6 +115,7 @@ class Evidence:
     hot_keys: pl.DataFrame
     skew: pl.DataFrame
     exemplars: pl.DataFrame
+    demand: pl.DataFrame
 
     @classmethod
     def empty(cls) -> Evidence:
@@ -126,6 +127,7 @@ class Evidence:
             traced.HOT_KEYS_SCHEMA.to_frame(),
             traced.SKEW_SCHEMA.to_frame(),
             traced.EXEMPLARS_SCHEMA.to_frame(),
+            traced.DEMAND_SCHEMA.to_frame(),
         )
 
     @classmethod
@@ -182,8 +184,9 @@ def of_spans(spans: pl.DataFrame) -> Evidence:
     grains = [Grain.of_spans(prepared, dimensions) for dimensions in (BASE, HOST, VERSION, DESTINATION, ERROR)]
     deliveries, delivery_cells = traced.deliveries(spans)
     return Evidence(
-        *grains, deliveries, delivery_cells, traced.hot_keys(spans), traced.skew(spans), traced.exemplars(spans)
-    )
+        *grains, deliveries, delivery_cells, traced.hot_keys(spans), traced.skew(spans), traced.exemplars(spans),
+        traced.demand(spans),
+    )  # fmt: skip
 
 
 _FIELDS = tuple(field.name for field in fields(Evidence))

@@ -23,7 +23,7 @@ EXPLAINS: dict[str, frozenset[str]] = {
     "lost_deliveries": frozenset({"errors", "traffic_drop", "delivery_lag", "slo_burn", "blast_radius"}),
     "delivery_lag": frozenset({"latency", "region_slow", "slo_burn", "traffic_drop", "mix_shift"}),
     "clock_skew": frozenset({"delivery_lag", "instance", "mix_shift"}),
-    "burst": frozenset({"latency", "errors", "slo_burn", "blast_radius", "mix_shift", "hit_ratio", "traffic_surge"}),
+    "burst": frozenset({"latency", "errors", "instance", "slo_burn", "blast_radius", "mix_shift", "hit_ratio", "traffic_surge"}),
     "region_errors": frozenset({"errors", "slo_burn", "blast_radius", "traffic_drop", "latency", "region_slow", "mix_shift"}),
     "region_slow": frozenset({"latency", "slo_burn", "blast_radius", "mix_shift", "errors", "region_errors", "delivery_lag"}),
     "errors": frozenset({"slo_burn", "blast_radius", "latency"}),
@@ -63,7 +63,7 @@ def explains(cause: Finding, symptom: Finding) -> bool:
         return False
     if None not in (cause.region, symptom.region) and cause.region != symptom.region:
         return False
-    if cause.kind == "burst" and symptom.tenant_scope != cause.tenant_scope:
+    if cause.kind == "burst" and symptom.tenant_scope not in (None, cause.tenant_scope):
         return False
     if cause.kind == "hot_key" and not _by_the_same(cause, symptom):
         return False

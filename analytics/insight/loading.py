@@ -51,7 +51,7 @@ def load(
     deliveries, cells = source.deliveries()
     return replace(
         Evidence.empty(), **grains, deliveries=deliveries, delivery_cells=cells, hot_keys=source.hot_keys(),
-        exemplars=source.exemplars(), skew=source.skew(),
+        exemplars=source.exemplars(), skew=source.skew(), demand=source.demand(),
     )  # type: ignore[arg-type]  # fmt: skip
 
 
@@ -95,6 +95,21 @@ class _Source:
             values,
         )
         return Grain.of_counts(dimensions, rows, cells)
+
+    def demand(self) -> pl.DataFrame:
+        if "rollup_1m" not in self._present:
+            return traced.DEMAND_SCHEMA.to_frame()
+        scope, values = self._scope("window_start", ("region", "tenant"))
+        served = f"FROM rollup_1m WHERE {scope} AND kind IN ('server', 'consumer')"
+        (count,) = self._reader.row(f"SELECT count(*) {served}", values)
+        source = served if count else f"FROM rollup_1m WHERE {scope}"
+        seconds = "unnest(map_keys(second_counts)) AS second, unnest(map_values(second_counts)) AS spans"
+        by_slot = self._reader.frame(
+            f"SELECT minute, region, tenant, second // {60 // traced.SLOTS} AS slot, sum(spans)::BIGINT AS count FROM "
+            f"(SELECT window_start AS minute, region, tenant, {seconds} {source}) GROUP BY ALL",
+            values,
+        )
+        return traced.steady(by_slot)
 
     def deliveries(self) -> tuple[pl.DataFrame, pl.DataFrame]:
         if "deliveries_1m" not in self._present:

@@ -1,8 +1,8 @@
 """Topics: how late messages reach their subscribers, and which never do.
 
 How many deliveries a message has is learned: the median of deliveries a message by minute of the baseline, rounded where
-it is close to a whole number. Fewer are missing. Messages of the newest minute may still be under way (right-censored),
-so missing deliveries are judged without it.
+it is close to a whole number. Fewer are missing. Messages of the newest minute may still be under way (right-censored);
+a stretch takes two minutes at least, so that alone they are no finding.
 """
 
 from __future__ import annotations
@@ -50,8 +50,6 @@ def _missing(messages: Floats, delivered: Floats, scene: Scene) -> Measure:
     fan_out = np.where(np.abs(fan_out - whole) <= 0.02 * whole, whole, fan_out)[:, None]
     due = fan_out * messages
     missing = np.maximum(due - delivered, 0.0)
-    missing[:, -1] = missing[:, -2]
-    due[:, -1] = due[:, -2]
     return baselines.rates(missing, due, np.zeros(len(due), dtype=np.intp), 1, scene.span)
 
 

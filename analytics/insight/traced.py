@@ -26,6 +26,11 @@ EXEMPLARS_SCHEMA = pl.Schema(
      "duration_ns": pl.Int64(), "trace_id": pl.String()}
 )  # fmt: skip
 
+DEMAND_SCHEMA = pl.Schema(
+    {**_TIME, **dict.fromkeys(("region", "tenant"), pl.String()), "count": pl.Int64(), "steady_count": pl.Float64()}
+)
+SLOTS = 6
+
 KEY_ATTRIBUTES = ("cache.key.hash", "cache.key", "db.redis.key", "messaging.kafka.message.key")
 HOT_KEYS_KEPT = 5
 LAG_CELL_BUCKETS = 4
@@ -60,6 +65,36 @@ def exemplars(spans: pl.DataFrame) -> pl.DataFrame:
         .cast(dict(EXEMPLARS_SCHEMA))
         .collect()
     )  # fmt: skip
+
+
+def demand(spans: pl.DataFrame) -> pl.DataFrame:
+    """Served spans by minute, region and tenant (DEMAND_SCHEMA): of kind server and consumer, all where there are none.
+
+    `steady_count`: SLOTS times the median of the minute's ten-second counts, which short bursts do not move.
+    """
+    served = spans["kind"].cast(pl.String).is_in(["server", "consumer"])
+    slot = pl.col("start_time").cast(pl.Int64) // (60_000_000_000 // SLOTS) % SLOTS
+    by_slot = (
+        (spans.lazy().filter(served) if served.any() else spans.lazy())
+        .select(_minute(), _text("region").fill_null(UNKNOWN), _text("tenant"), slot=slot)
+        .group_by("minute", "region", "tenant", "slot")
+        .agg(count=pl.len())
+    )
+    return steady(by_slot.collect())
+
+
+def steady(by_slot: pl.DataFrame) -> pl.DataFrame:
+    """DEMAND_SCHEMA of counts by minute, region, tenant and slot (0 to SLOTS - 1; empty ones may be missing)."""
+    counts = pl.col("count").sort()
+    # The lower middle one of SLOTS, of which those that are missing are 0.
+    middle = counts.get(pl.len().cast(pl.Int64) - 1 - SLOTS // 2, null_on_oob=True)
+    half_there = pl.when(pl.len() > SLOTS // 2).then(middle).otherwise(0)
+    return (
+        by_slot.group_by("minute", "region", "tenant")
+        .agg(pl.col("count").sum(), steady_count=SLOTS * half_there.cast(pl.Float64))
+        .select(DEMAND_SCHEMA.names())
+        .cast(dict(DEMAND_SCHEMA))
+    )
 
 
 def skew(spans: pl.DataFrame) -> pl.DataFrame:
