@@ -99,8 +99,8 @@ def run_forever(lake: Lake, config: Config, stop: threading.Event) -> None:
     """Run each job at its interval until `stop` is set; the runs that are on are finished first.
 
     The tables of traces and the findings have threads of their own, so that rollups never wait for them. An error is
-    logged, and the next run of that job waits twice as long as the last, at most BACKOFF_SECONDS_MAX. Raises OperatorError
-    for alerts that cannot be configured so.
+    logged, and the next run of that job waits twice as long as the last, at most BACKOFF_SECONDS_MAX. Raises
+    OperatorError for alerts that cannot be configured so.
     """
     memory = Memory()
     beside = [threading.Thread(target=_keep_traces, name=TRACES, args=(lake, config, stop))] * bool(

@@ -1,8 +1,8 @@
 """Clocks that disagree: a host whose spans lie outside the spans that cause them, or that they cause.
 
-Each pair of hosts gives an offset (the middle of the served span less that of the call). One clock that is off moves all
-pairs of its host by the same amount; offsets of single hosts are solved from those of pairs by least squares, weighted
-by the number of spans. Clocks are told about, never corrected.
+Each pair of hosts gives an offset (the middle of the served span less that of the call). One clock that is off moves
+all pairs of its host by the same amount; offsets of single hosts are solved from those of pairs by least squares,
+weighted by the number of spans. Clocks are told about, never corrected.
 """
 
 from __future__ import annotations
@@ -66,9 +66,7 @@ def _offsets(pairs: pl.DataFrame) -> pl.DataFrame:
     solved, *_ = np.linalg.lstsq(matrix, merged["offset"].to_numpy() * weight, rcond=None)
     frame = pl.DataFrame({"host": hosts, "offset_ns": solved}, schema={"host": pl.String(), "offset_ns": pl.Float64()})
     # Solutions are relative within each connected group of hosts: within regions, where calls go.
-    region = pl.concat(
-        [pairs.select("region", host="parent_host"), pairs.select("region", "host")]
-    ).unique("host")
+    region = pl.concat([pairs.select("region", host="parent_host"), pairs.select("region", "host")]).unique("host")
     centred = frame.join(region, on="host").with_columns(
         pl.col("offset_ns") - pl.col("offset_ns").median().over("region")
     )
@@ -98,13 +96,16 @@ def _told(scene: Scene, known: pl.DataFrame, row: dict[str, float | str], noise:
     effect = Effect("clock_offset_ns", moved, usual, max(abs(moved) / max(noise, 1.0), 1.0))
     p = float(2 * stats.norm.sf(abs(moved) / noise))
     sentence = (
-        f"The clock of host {host} in {region} is {duration(abs(moved))} {'ahead of' if moved > 0 else 'behind'} those it "
-        f"talks to since {scene.span.time(since):%H:%M}; {telling.percent(share)} of its calls lie outside the spans that "
+        f"The clock of host {host} in {region} is {duration(abs(moved))} {'ahead of' if moved > 0 else 'behind'} "
+        "those it "
+        f"talks to since {scene.span.time(since):%H:%M}; {telling.percent(share)} of its calls lie outside the spans "
+        "that "
         "cause them, and durations across hosts mislead. Times are shown as they were sent."
     )
     return Finding(
-        "clock_skew", place, "warning", telling.score(4.5, effect.ratio, pairs), telling.aware(scene, since), scene.until,
-        effect, telling.confidence("least squares of offsets between hosts, against their MAD", p, p, pairs),
+        "clock_skew", place, "warning", telling.score(4.5, effect.ratio, pairs), telling.aware(scene, since),
+        scene.until, effect,
+        telling.confidence("least squares of offsets between hosts, against their MAD", p, p, pairs),
         sentence, (), (f"host={host}",),
         exemplars=telling.exemplars(scene, Place(region, place.service), since, errors=False),
         sql=telling.sql_of(scene, place, since, "rollup_host_1m"),

@@ -12,7 +12,6 @@ import numpy as np
 import polars as pl
 
 from analytics.insight import telling
-from analytics.insight import telling
 from analytics.insight.finding import Finding, Kind, Place
 from analytics.insight.locating import locate
 from analytics.insight.panel import Bools, Floats, Measure, Panel
@@ -107,7 +106,8 @@ def _latency(scene: Scene, trouble: Trouble) -> Finding | None:
 
 
 def _worst_operation(panel: Panel, measure: Measure, which: Bools, since: int) -> Bools:
-    """Of the series, those of the one operation that holds most of the excess: durations of different ones do not mix."""
+    """Of the series, those of the one operation that holds most of the excess: durations of different ones do not "
+    "mix."""
     keys, of = panel.groups(("service_name", "operation", "kind"))
     excess = _excess(measure.rows(which), since)[0]
     top = int(np.bincount(of[which], weights=excess, minlength=keys.height).argmax())
@@ -123,7 +123,8 @@ def goes_on(measure: Measure, which: Bools, since: int) -> bool:
 
 
 def slow_service(scene: Scene, which: Bools, since: int) -> str | None:
-    """The service whose own time holds most of the excess, _NETWORK where calls alone are slow, None where it spreads."""
+    """The service whose own time holds most of the excess, _NETWORK where calls alone are slow, None where it "
+    "spreads."""
     panel = scene.panel("base")
     busy, count = panel.counts["busy_ns"][which], panel.counts["count"][which]
     early = slice(0, scene.span.baseline)
@@ -207,11 +208,13 @@ def _told(
     where = place.words() if place.service else f"the region {place.region}"
     also = ", on the network between services" if network else ""
     figure = times(effect, errors)
-    sentence = f"{where[0].upper()}{where[1:]} {verb}{also} since {scene.span.time(trouble.since):%H:%M}: {figure}; {breadth}."
+    sentence = (
+        f"{where[0].upper()}{where[1:]} {verb}{also} since {scene.span.time(trouble.since):%H:%M}: {figure}; {breadth}."
+    )
     weight = 4.0 if kind.startswith("region") else 3.0
     return Finding(
-        kind, place, telling.severity(effect.ratio, hurt.share), telling.score(weight, effect.ratio, excess, hurt.share),
-        telling.aware(scene, trouble.since), scene.until, effect,
+        kind, place, telling.severity(effect.ratio, hurt.share), telling.score(weight, effect.ratio, excess,
+        hurt.share), telling.aware(scene, trouble.since), scene.until, effect,
         telling.confidence(test, p, max(p, trouble.p_corrected), measure.trials[which][:, trouble.since :].sum(),
                            telling.unknown_share(panel, which, trouble.since)),
         sentence, tenants,

@@ -1,8 +1,8 @@
 """Topics: how late messages reach their subscribers, and which never do.
 
-How many deliveries a message has is learned: the median of deliveries a message by minute of the baseline, rounded where
-it is close to a whole number. Fewer are missing. Messages of the newest minute may still be under way (right-censored);
-a stretch takes two minutes at least, so that alone they are no finding.
+How many deliveries a message has is learned: the median of deliveries a message by minute of the baseline, rounded
+where it is close to a whole number. Fewer are missing. Messages of the newest minute may still be under way
+(right-censored); a stretch takes two minutes at least, so that alone they are no finding.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ BY = ("region", "tenant", "destination")
 LEVELS = (("tenant", "destination"), ("region",), ("region", "destination"), ("destination",), BY)
 _ORDER = ("tenant", "destination", "region")
 _CELLS = 600
+_LAG_RATIO_MIN = 1.3
 
 
 def find(scene: Scene) -> list[Finding]:
@@ -39,7 +40,10 @@ def find(scene: Scene) -> list[Finding]:
     lags = baselines.rates(late, delivered, strata, 1, scene.span)
     missing = _missing(messages, delivered, scene)
     found = [_lag(scene, keys, lags, spot, cells) for spot in spots(scene, keys, lags, LEVELS, _ORDER)]
-    return found + [_lost(scene, keys, missing, spot) for spot in spots(scene, keys, missing, LEVELS, _ORDER, "missing")]
+    found = [one for one in found if one.effect.ratio >= _LAG_RATIO_MIN]
+    return found + [
+        _lost(scene, keys, missing, spot) for spot in spots(scene, keys, missing, LEVELS, _ORDER, "missing")
+    ]
 
 
 def _missing(messages: Floats, delivered: Floats, scene: Scene) -> Measure:

@@ -9,9 +9,7 @@ from analytics.rollup.partials import UNKNOWN
 
 _TIME = {"minute": pl.Datetime("us")}
 _TOPIC = dict.fromkeys(("region", "tenant", "destination"), pl.String())
-DELIVERIES_SCHEMA = pl.Schema(
-    {**_TIME, **_TOPIC, **dict.fromkeys(("messages", "deliveries"), pl.Int64())}
-)
+DELIVERIES_SCHEMA = pl.Schema({**_TIME, **_TOPIC, **dict.fromkeys(("messages", "deliveries"), pl.Int64())})
 DELIVERY_CELLS_SCHEMA = pl.Schema({**_TIME, **_TOPIC, "cell": pl.Int16(), "spans": pl.Int64()})
 HOT_KEYS_SCHEMA = pl.Schema(
     {**_TIME, **_TOPIC, "service_name": pl.String(), "host": pl.String(), "key": pl.String(), "count": pl.Int64(),
@@ -102,9 +100,9 @@ def skew(spans: pl.DataFrame) -> pl.DataFrame:
 
     Of server spans and the client or producer spans above them, and of consumer spans and their producers of the same
     region. `outside`: those that begin before their cause or, for servers, end after it. `offset_ns`: medians; for
-    servers of (its middle - the caller's middle), which is 0 for clocks that agree and a network that takes as long
-    both ways (Cristian, "Probabilistic clock synchronization", 1989); for consumers of the time from the producer's start
-    to theirs, which moves with the clock but is not 0.
+    servers of (its middle - the caller's), which is 0 for clocks that agree and a network that takes as long both ways
+    (Cristian, "Probabilistic clock synchronization", 1989); for consumers of the time from the producer's start to
+    theirs, which moves with the clock but is not 0.
     """
     if not _has(spans, "trace_id", "span_id", "parent_span_id", "host"):
         return SKEW_SCHEMA.to_frame()
@@ -115,6 +113,7 @@ def skew(spans: pl.DataFrame) -> pl.DataFrame:
     pairs = _caused(spans).join(causes, on=["trace_id", "span_id"])
     same_region = pl.col("region").eq_missing(pl.col("parent_region"))
     middle = pl.col("begin") + pl.col("duration_ns") // 2 - pl.col("cause_begin") - pl.col("cause_ns") // 2
+    after = pl.col("begin") - pl.col("cause_begin")
     ends_after = pl.col("begin") + pl.col("duration_ns") > pl.col("cause_begin") + pl.col("cause_ns")
     late = pl.col("is_server") & ends_after & (pl.col("duration_ns") <= pl.col("cause_ns"))
     return (
@@ -122,7 +121,7 @@ def skew(spans: pl.DataFrame) -> pl.DataFrame:
         .select(
             "minute", pl.col("region").fill_null(UNKNOWN), "parent_host", "host",
             outside=(pl.col("begin") < pl.col("cause_begin")) | late,
-            offset_ns=pl.when("is_server").then(middle).otherwise(pl.col("begin") - pl.col("cause_begin")).cast(pl.Float64),
+            offset_ns=pl.when("is_server").then(middle).otherwise(after).cast(pl.Float64),
         )
         .drop_nulls()
         .group_by("minute", "region", "parent_host", "host")
@@ -187,8 +186,8 @@ def hot_keys(spans: pl.DataFrame) -> pl.DataFrame:
 
 
 def deliveries(spans: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
-    """Messages and their deliveries by minute of the producer (DELIVERIES_SCHEMA), and lags from the producer's start to
-    the consumer's by cell (DELIVERY_CELLS_SCHEMA; negative lags are in cell -1).
+    """Messages and their deliveries by minute of the producer (DELIVERIES_SCHEMA), and lags from the producer's start
+    to the consumer's by cell (DELIVERY_CELLS_SCHEMA; negative lags are in cell -1).
 
     A consumer belongs to the producer that its first link names, else to its parent.
     """

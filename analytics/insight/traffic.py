@@ -1,7 +1,7 @@
 """How much is asked for: bursts of a tenant, surges and drops of many, and retry storms.
 
-A surge that many tenants share at the same time, while calls fail, is no demand: clients repeat what failed. Whether many
-share it is told by the effective number of tenants (inverse Simpson index of the shares of the excess).
+A surge that many tenants share at the same time, while calls fail, is no demand: clients repeat what failed. Whether
+many share it is told by the effective number of tenants (inverse Simpson index of the shares of the excess).
 """
 
 from __future__ import annotations
@@ -33,9 +33,7 @@ def find(scene: Scene) -> list[Finding]:
 
 def _bursts(scene: Scene) -> list[Finding]:
     """Tenants whose steady demand multiplies, a finding each, in the region that holds the excess where it is one."""
-    known = scene.evidence.demand.filter(
-        pl.col("minute") >= scene.span.start, pl.col("minute") < scene.span.end
-    )
+    known = scene.evidence.demand.filter(pl.col("minute") >= scene.span.start, pl.col("minute") < scene.span.end)
     if known.is_empty():
         return []
     keys = known.select("tenant", "region").unique().sort("tenant", "region")
@@ -49,7 +47,9 @@ def _bursts(scene: Scene) -> list[Finding]:
         more = float(scan.observed[index] - scan.expected[index]) / int(scan.length[index])
         if scan.ratio[index] < _BURST_RATIO or more < _BURST_SPANS_A_MINUTE:
             continue
-        excess = (steady - np.median(steady[:, : scene.span.baseline], axis=1)[:, None])[:, int(scan.since[index]) :].sum(1)
+        excess = (steady - np.median(steady[:, : scene.span.baseline], axis=1)[:, None])[
+            :, int(scan.since[index]) :
+        ].sum(1)
         expected = np.maximum(np.median(steady[:, : scene.span.baseline], axis=1), 1.0)
         values, _ = located(keys, excess, expected, ("region",), of == index)
         tenant = str(groups.keys["tenant"][int(index)])
