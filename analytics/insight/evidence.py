@@ -31,6 +31,8 @@ BUCKETS_PER_CELL = 8
 COUNTS = ("count", "errors", "hits", "misses", "busy_ns", "unknown_weight_count")
 ROWS_SCHEMA = pl.Schema({"minute": pl.Datetime("us"), "series": pl.UInt32(), **dict.fromkeys(COUNTS, pl.Int64())})
 CELLS_SCHEMA = pl.Schema({"minute": pl.Datetime("us"), "series": pl.UInt32(), "cell": pl.Int16(), "spans": pl.UInt32()})
+HOURLY_SCHEMA = pl.Schema({"minute": pl.Datetime("us"), "region": pl.String(), "count": pl.Int64()})
+"""Served spans by whole hour (`minute` is its start) and region, for forecasts; only the lake knows days of it."""
 _MEASURES = ("start_time", "duration_ns", "status", "cache_hit", "sample_weight")
 
 
@@ -112,6 +114,7 @@ class Evidence:
     skew: pl.DataFrame
     exemplars: pl.DataFrame
     demand: pl.DataFrame
+    hourly: pl.DataFrame
 
     @classmethod
     def empty(cls) -> Evidence:
@@ -124,6 +127,7 @@ class Evidence:
             traced.SKEW_SCHEMA.to_frame(),
             traced.EXEMPLARS_SCHEMA.to_frame(),
             traced.DEMAND_SCHEMA.to_frame(),
+            HOURLY_SCHEMA.to_frame(),
         )
 
     @classmethod
@@ -138,9 +142,10 @@ class Evidence:
         return self.between(None, time)
 
     def between(self, start: datetime | None, end: datetime | None) -> Evidence:
-        """What the minutes from `start` up to `end` (aware) tell."""
+        """What the minutes from `start` up to `end` (aware) tell; of hours, what is before `end`."""
         bounds = tuple(time.replace(tzinfo=None) if time else None for time in (start, end))
-        return Evidence(**{name: _part(getattr(self, name), *bounds) for name in _FIELDS})
+        parts = {name: _part(getattr(self, name), *bounds) for name in _FIELDS if name != "hourly"}
+        return Evidence(**parts, hourly=_between(self.hourly, None, bounds[1]))  # type: ignore[arg-type]
 
     @property
     def first_minute(self) -> datetime | None:
@@ -179,7 +184,7 @@ def of_spans(spans: pl.DataFrame) -> Evidence:
     deliveries, delivery_cells = traced.deliveries(spans)
     return Evidence(
         *grains, deliveries, delivery_cells, traced.hot_keys(spans), traced.skew(spans), traced.exemplars(spans),
-        traced.demand(spans),
+        traced.demand(spans), HOURLY_SCHEMA.to_frame(),
     )  # fmt: skip
 
 

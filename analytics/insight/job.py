@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 from analytics.insight.engine import findings
@@ -92,8 +93,11 @@ class InsightJob:
         start = until - self._config.history_minutes * MINUTE
         known = max(start, self._known_until - _REREAD_MINUTES * MINUTE) if self._known_until else start
         with self._lake.read() as reader:
-            new = load(reader, known, until)
-        self._evidence = Evidence.concat([self._evidence.between(start, known), new]) if known > start else new
+            new = load(reader, known, until, with_hours=until.minute == 0 or known == start)
+        if known > start:
+            hourly = new.hourly if new.hourly.height else self._evidence.hourly
+            new = replace(Evidence.concat([self._evidence.between(start, known), new]), hourly=hourly)
+        self._evidence = new
         self._known_until = until
 
 

@@ -12,13 +12,14 @@ from datetime import UTC, datetime, timedelta
 
 import polars as pl
 
-from analytics.insight import traced
+from analytics.insight import forecasting, traced
 from analytics.insight.evidence import (
     BASE,
     BUCKETS_PER_CELL,
     DESTINATION,
     ERROR,
     HOST,
+    HOURLY_SCHEMA,
     VERSION,
     WITH_CELLS,
     Evidence,
@@ -40,11 +41,18 @@ _LABELLED = {"host", "service_version", "service_instance_id", "destination", "e
 
 
 def load(
-    reader: Reader, start: datetime, until: datetime, region: str | None = None, tenant: str | None = None
+    reader: Reader,
+    start: datetime,
+    until: datetime,
+    region: str | None = None,
+    tenant: str | None = None,
+    *,
+    with_hours: bool = True,
 ) -> Evidence:
     """What the minutes from `start` up to `until` (aware UTC, whole minutes) tell, of one region or tenant where given.
 
-    Clocks are looked at by SKEW_MINUTES at both ends. Raises duckdb.Error where the lake cannot be read.
+    `with_hours`: the hours of the last days too. Clocks are looked at by SKEW_MINUTES at both ends. Raises
+    duckdb.Error where the lake cannot be read.
     """
     source = _Source(reader, start.astimezone(UTC), until.astimezone(UTC), region, tenant)
     grains = {name: source.grain(table, dimensions) for name, (table, dimensions) in TABLES.items()}
@@ -52,6 +60,7 @@ def load(
     return replace(
         Evidence.empty(), **grains, deliveries=deliveries, delivery_cells=cells, hot_keys=source.hot_keys(),
         exemplars=source.exemplars(), skew=source.skew(), demand=source.demand(),
+        hourly=source.hourly() if with_hours else Evidence.empty().hourly,
     )  # type: ignore[arg-type]  # fmt: skip
 
 
@@ -113,6 +122,20 @@ class _Source:
             values,
         )
         return traced.steady(by_slot)
+
+    def hourly(self) -> pl.DataFrame:
+        if "rollup_1h" not in self._present:
+            return HOURLY_SCHEMA.to_frame()
+        end = self._until.replace(minute=0)
+        scope, values = self._scope(
+            "window_start", ("region", "tenant"), end - timedelta(hours=forecasting.HISTORY_HOURS), end
+        )
+        found = self._reader.frame(
+            "SELECT window_start AS minute, region, sum(count)::BIGINT AS count FROM rollup_1h "
+            f"WHERE {scope} AND kind IN ('server', 'consumer') GROUP BY ALL",
+            values,
+        )
+        return _as(found, HOURLY_SCHEMA)
 
     def deliveries(self) -> tuple[pl.DataFrame, pl.DataFrame]:
         if "deliveries_1m" not in self._present:

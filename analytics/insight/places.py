@@ -12,6 +12,7 @@ import numpy as np
 import polars as pl
 
 from analytics.insight import telling
+from analytics.insight.changes import began
 from analytics.insight.finding import Finding, Kind, Place
 from analytics.insight.locating import locate
 from analytics.insight.panel import Bools, Floats, Measure, Panel
@@ -69,8 +70,9 @@ def troubles(scene: Scene, whats: tuple[str, ...]) -> list[Trouble]:
 def _trouble(groups: Groups, index: int, what: str, region: str, panel: Panel) -> Trouble:
     scan = groups.scan
     which = (panel.keys["region"] == region).to_numpy()
+    since = began(scan.residuals[index], int(scan.since[index]))
     return Trouble(
-        region, what, int(scan.since[index]), which, float(scan.z[index]), float(scan.p[index]),
+        region, what, since, which, float(scan.z[index]), float(scan.p[index]),
         float(groups.p_corrected[index]),
     )  # fmt: skip
 
