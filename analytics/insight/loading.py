@@ -150,7 +150,7 @@ class _Source:
         entries = "unnest(map_keys(lag_buckets)) AS bucket, unnest(map_values(lag_buckets)) AS spans"
         cells = self._reader.frame(
             f"SELECT {by}, {_cell('bucket', traced.LAG_CELL_BUCKETS)} AS cell, sum(spans)::BIGINT AS spans "
-            f"FROM (SELECT {by}, {entries} FROM {source}) GROUP BY ALL "
+            f"FROM (SELECT {by}, {entries} FROM {source}) GROUP BY ALL HAVING sum(spans) <> 0 "
             f"UNION ALL SELECT {by}, -1, sum(negative_lags)::BIGINT FROM {source} WHERE negative_lags <> 0 GROUP BY "
             "ALL",
             values,

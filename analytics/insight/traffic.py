@@ -1,7 +1,8 @@
 """How much is asked for: bursts of a tenant, surges and drops of many, and retry storms.
 
 A surge that many tenants share at the same time, while calls fail, is no demand: clients repeat what failed. Whether
-many share it is told by the effective number of tenants (inverse Simpson index of the shares of the excess).
+many share it is told by the effective number of tenants (inverse Simpson index of the shares of the excess), against
+that of the usual traffic.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from analytics.insight.scene import Groups, Scene
 from analytics.insight.scene import traffic as measured
 from analytics.insight.shares import dense
 
-_MANY = 3.0
+_BROAD = 0.5
 _LATER_MINUTES = 2
 _STORM_RATIO = 1.25
 _STORM_ERROR_RATIO = 2.0
@@ -75,22 +76,27 @@ def _regions(scene: Scene, sign: int) -> list[Finding]:
         storm = sign > 0 and _is_storm(scene, groups, index)
         if not groups.flagged[index] and not storm:
             continue
-        tenants = _tenants(scene, groups, index, sign)
-        if sign > 0 and tenants < _MANY:
+        breadth = _breadth(scene, groups, index, sign)
+        if sign > 0 and breadth < _BROAD:
             continue
         kind: Kind = "traffic_drop" if sign < 0 else "retry_storm" if storm else "traffic_surge"
         found.append(_told(scene, groups, index, kind, Place(str(groups.keys["region"][index])), None))
     return found
 
 
-def _tenants(scene: Scene, groups: Groups, index: int, sign: int) -> float:
-    """Over how many tenants the excess spreads."""
+def _breadth(scene: Scene, groups: Groups, index: int, sign: int) -> float:
+    """Over how many tenants the excess spreads, of those over which the traffic there usually does (about 0 to 1)."""
     panel, demand = scene.panel("base"), scene.demand
     since = int(groups.scan.since[index])
     which = groups.of == index
     keys, of = panel.groups(("tenant",))
-    excess = sign * (demand.observed - np.median(demand.observed[:, : scene.span.baseline], axis=1)[:, None])
-    return effective_number(np.bincount(of[which], weights=excess[which][:, since:].sum(1), minlength=keys.height))
+    usual = np.median(demand.observed[:, : scene.span.baseline], axis=1)
+    excess = (sign * (demand.observed - usual[:, None]))[:, since:].sum(1)
+    spread, expected = (
+        effective_number(np.bincount(of[which], weights=values[which], minlength=keys.height))
+        for values in (excess, usual)
+    )
+    return spread / max(expected, 1.0)
 
 
 def _is_storm(scene: Scene, groups: Groups, index: int) -> bool:
@@ -111,7 +117,7 @@ def _is_storm(scene: Scene, groups: Groups, index: int) -> bool:
         and now.mean() >= _STORM_RATIO * before
         and raised >= 0.6
         and groups.scan.since[index] >= begun - _LATER_MINUTES
-        and _tenants(scene, errors, int(row[0]), 1) >= _MANY
+        and _breadth(scene, groups, index, 1) >= _BROAD
     )
 
 
