@@ -7,6 +7,7 @@ from datetime import datetime, timedelta
 
 from analytics.insight import (
     clocks,
+    compositions,
     deploys,
     forecasting,
     hosts,
@@ -36,6 +37,7 @@ DETECTORS: tuple[Callable[[Scene], list[Finding]], ...] = (
     clocks.find,
     trends.find,
     mix.find,
+    compositions.find,
     objectives.find,
     forecasting.find,
 )

@@ -25,8 +25,9 @@ EXPLAINS: dict[str, frozenset[str]] = {
     "lost_deliveries": frozenset({"errors", "traffic_drop", "delivery_lag", "slo_burn", "blast_radius"}),
     "delivery_lag": frozenset({"latency", "region_slow", "slo_burn", "traffic_drop", "mix_shift"}),
     "clock_skew": frozenset({"delivery_lag", "instance", "mix_shift"}),
+    "mix_shift": frozenset({"burst", "traffic_drop", "traffic_surge", "mix_shift"}),
     "burst": frozenset(
-        {"latency", "errors", "instance", "slo_burn", "blast_radius", "mix_shift", "hit_ratio", "traffic_surge"}
+        {"latency", "errors", "instance", "slo_burn", "blast_radius", "hit_ratio", "traffic_surge"}
     ),
     "region_errors": frozenset(
         {"errors", "slo_burn", "blast_radius", "traffic_drop", "latency", "region_slow", "mix_shift"}
@@ -72,6 +73,8 @@ def explains(cause: Finding, symptom: Finding) -> bool:
     if None not in (cause.region, symptom.region) and cause.region != symptom.region:
         return False
     if cause.kind == "burst" and symptom.tenant_scope not in (None, cause.tenant_scope):
+        return False
+    if cause.kind == "mix_shift" and (symptom.tenant_scope or "") not in ("", *cause.tenants):
         return False
     if cause.kind == "hot_key" and not _by_the_same(cause, symptom):
         return False

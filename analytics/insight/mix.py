@@ -72,6 +72,20 @@ def find(scene: Scene) -> list[Finding]:
     return found
 
 
+def by_mix_of(scene: Scene, region: str, since: int) -> tuple[float, float]:
+    """The change of a region's share of slow served spans since then, by rates and by mix (see `kitagawa`)."""
+    panel = scene.panel("base")
+    which = panel.keys["kind"].is_in(_SERVING) & (panel.keys["region"] == region)
+    if not which.any():
+        return 0.0, 0.0
+    sub = panel.where(which)
+    keys, of = sub.groups(("service_name",))
+    crude, trials = sub.beyond(sub.thresholds(of, keys.height)[0][of]), sub.counts["count"]
+    parts = slice(since, None), slice(0, scene.span.baseline)
+    events, tried = (np.stack([array[:, part].sum(1) for part in parts], axis=1) for array in (crude, trials))
+    return kitagawa(events, tried)
+
+
 def _by_minute(crude: Floats, trials: Floats, of: np.ndarray, count: int) -> Floats:
     return summed(crude, of, count) / np.maximum(summed(trials, of, count), 1)
 

@@ -19,8 +19,7 @@ from analytics.insight.scene import traffic as measured
 from analytics.insight.shares import dense
 
 _BROAD = 0.5
-_LATER_MINUTES = 2
-_STORM_RATIO = 1.25
+_STORM_RATIO = 1.2
 _STORM_ERROR_RATIO = 2.0
 _FEW_EXPECTED = 30.0
 _BURST_RATIO = 2.0
@@ -48,13 +47,12 @@ def _bursts(scene: Scene) -> list[Finding]:
         more = float(scan.observed[index] - scan.expected[index]) / int(scan.length[index])
         if scan.ratio[index] < _BURST_RATIO or more < _BURST_SPANS_A_MINUTE:
             continue
-        excess = (steady - np.median(steady[:, : scene.span.baseline], axis=1)[:, None])[
-            :, int(scan.since[index]) :
-        ].sum(1)
-        expected = np.maximum(np.median(steady[:, : scene.span.baseline], axis=1), 1.0)
-        values, _ = located(keys, excess, expected, ("region",), of == index)
+        since = int(scan.since[index])
+        usual = np.median(steady[:, : scene.span.baseline], axis=1)
+        excess = (steady - usual[:, None])[:, since:].sum(1)
+        values, _ = located(keys, excess, np.maximum(usual, 1.0), ("region",), of == index)
         tenant = str(groups.keys["tenant"][int(index)])
-        found.append(_told(scene, groups, int(index), "burst", Place(values.get("region")), tenant))
+        found.append(_told(scene, groups, int(index), "burst", Place(values.get("region")), tenant, since))
     return found
 
 
@@ -65,7 +63,9 @@ def _drops(scene: Scene) -> list[Finding]:
         expected_a_minute = groups.scan.expected[index] / max(int(groups.scan.length[index]), 1)
         if expected_a_minute >= _FEW_EXPECTED and groups.scan.observed[index] < 0.2 * groups.scan.expected[index]:
             region, tenant = (str(value) for value in groups.keys.row(int(index)))
-            found.append(_told(scene, groups, int(index), "traffic_drop", Place(region), tenant))
+            found.append(
+                _told(scene, groups, int(index), "traffic_drop", Place(region), tenant, int(groups.scan.since[index]))
+            )
     return found
 
 
@@ -73,21 +73,20 @@ def _regions(scene: Scene, sign: int) -> list[Finding]:
     groups = scene.level("base", "demand", ("region",), sign)
     found = []
     for index in range(groups.keys.height):
-        storm = sign > 0 and _is_storm(scene, groups, index)
-        if not groups.flagged[index] and not storm:
+        storm = _storm_since(scene, groups, index) if sign > 0 else None
+        since = int(groups.scan.since[index]) if storm is None else storm
+        if storm is None and not groups.flagged[index]:
             continue
-        breadth = _breadth(scene, groups, index, sign)
-        if sign > 0 and breadth < _BROAD:
+        if sign > 0 and _breadth(scene, groups, index, sign, since) < _BROAD:
             continue
-        kind: Kind = "traffic_drop" if sign < 0 else "retry_storm" if storm else "traffic_surge"
-        found.append(_told(scene, groups, index, kind, Place(str(groups.keys["region"][index])), None))
+        kind: Kind = "traffic_drop" if sign < 0 else "traffic_surge" if storm is None else "retry_storm"
+        found.append(_told(scene, groups, index, kind, Place(str(groups.keys["region"][index])), None, since))
     return found
 
 
-def _breadth(scene: Scene, groups: Groups, index: int, sign: int) -> float:
+def _breadth(scene: Scene, groups: Groups, index: int, sign: int, since: int) -> float:
     """Over how many tenants the excess spreads, of those over which the traffic there usually does (about 0 to 1)."""
     panel, demand = scene.panel("base"), scene.demand
-    since = int(groups.scan.since[index])
     which = groups.of == index
     keys, of = panel.groups(("tenant",))
     usual = np.median(demand.observed[:, : scene.span.baseline], axis=1)
@@ -99,31 +98,33 @@ def _breadth(scene: Scene, groups: Groups, index: int, sign: int) -> float:
     return spread / max(expected, 1.0)
 
 
-def _is_storm(scene: Scene, groups: Groups, index: int) -> bool:
-    """Many tenants ask for more in the same minutes in which calls fail, not before."""
+def _storm_since(scene: Scene, groups: Groups, index: int) -> int | None:
+    """Since when calls fail in a region while many tenants ask for more in these minutes, and did not before."""
     region = str(groups.keys["region"][index])
     errors = scene.level("base", "errors", ("region",))
     row = np.flatnonzero((errors.keys["region"] == region).to_numpy())
     if not len(row) or not errors.flagged[row[0]] or errors.scan.ratio[row[0]] < _STORM_ERROR_RATIO:
-        return False
+        return None
     begun = int(errors.scan.since[row[0]])
     demand = groups.measure.observed[index]
-    before = np.median(demand[max(0, begun - 15) : begun]) if begun else 0.0
-    spread = 1.4826 * np.median(np.abs(demand[:begun] - np.median(demand[:begun]))) if begun else 0.0
-    now = demand[begun:]
-    raised = (now > before + 3 * max(spread, np.sqrt(before))).mean() if len(now) else 0.0
-    return bool(
-        len(now) >= 2
-        and now.mean() >= _STORM_RATIO * before
-        and raised >= 0.6
-        and groups.scan.since[index] >= begun - _LATER_MINUTES
-        and _breadth(scene, groups, index, 1) >= _BROAD
+    usual, now = demand[max(0, begun - 15) : begun], demand[begun:]
+    if len(usual) < 5 or len(now) < 2:
+        return None
+    before = float(np.median(usual))
+    spread = max(1.4826 * float(np.median(np.abs(usual - before))), float(np.sqrt(before)))
+    is_storm = (
+        np.median(now) >= _STORM_RATIO * before
+        and (now > before + 2 * spread).mean() >= 0.6
+        and np.median(demand[begun - 5 : begun - 1]) < 0.5 * (before + float(np.median(now)))
+        and _breadth(scene, groups, index, 1, begun) >= _BROAD
     )
+    return begun if is_storm else None
 
 
-def _told(scene: Scene, groups: Groups, index: int, kind: Kind, place: Place, tenant: str | None) -> Finding:
+def _told(
+    scene: Scene, groups: Groups, index: int, kind: Kind, place: Place, tenant: str | None, since: int
+) -> Finding:
     panel, scan = scene.panel("base"), groups.scan
-    since = int(scan.since[index])
     which: Bools = telling.every(
         {name: value for name, value in (("region", place.region), ("tenant", tenant)) if value}, panel.keys
     )
