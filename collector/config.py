@@ -335,7 +335,7 @@ class AlertsConfig(Section):
     )
     silences: tuple[str, ...] = Field(
         (),
-        description="what is not told: texts such as kind=burst,tenant=acme,until=2026-03-01T12:00Z; any part may be left out",
+        description="what is not told: texts such as kind=burst,tenant=acme,until=2026-03-01T12:00Z, any part of them",
     )
 
 
