@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from analytics.traces.tables import TABLES
 from collector.lake.tables import Definition
+
+TRACE_VIEWS = ("trace_summaries", "service_edges", "exemplars_1m", "hot_keys", "sightings")
 
 ANALYTICS_DEFINITIONS: tuple[Definition, ...] = (
     Definition("bucket_value_ns", "analytics", kind="macro"),
@@ -11,4 +14,6 @@ ANALYTICS_DEFINITIONS: tuple[Definition, ...] = (
     Definition("bursts_1m", "analytics", kind="view"),
     Definition("tenant_health", "analytics", kind="view"),
     Definition("findings", "analytics", inline_rows_max=100),
+    *(Definition(table.name, "analytics") for table in TABLES),
+    *(Definition(name, "analytics", kind="view") for name in TRACE_VIEWS),
 )

@@ -6,13 +6,19 @@ import logging
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 
 import duckdb
 
 from analytics.definitions import ANALYTICS_DEFINITIONS
+from analytics.insight.alerts import Alerts
+from analytics.insight.job import JOB as INSIGHT
+from analytics.insight.job import InsightJob
 from analytics.rollup import compact, job, sets
 from analytics.rollup.job import Done, Memory
 from analytics.rollup.sets import BASE, DimensionSet
+from analytics.traces.job import JOB as TRACES
+from analytics.traces.job import TraceJob
 from collector.config import Config
 from collector.errors import SpanlakeError
 from collector.lake import engine
@@ -22,6 +28,7 @@ from collector.lake.tables import COLLECTOR_DEFINITIONS
 log = logging.getLogger(__name__)
 
 BACKOFF_SECONDS_MAX = 60.0
+_INSIGHT_LOOK_SECONDS = 5.0
 Progress = Callable[[int, int], None]
 
 
@@ -67,25 +74,66 @@ def run_once(
     Raises duckdb.Error and OSError where the lake cannot be read or written; what was committed before stays.
     """
     stopping = stop or threading.Event()
+    done = {job.JOB: roll_up(lake, config, stopping, progress, memory)}
+    if config.analyze.trace_parts:
+        done[TRACES] = TraceJob(lake, config.analyze).catch_up(stopping.is_set)
+    return JobsReport(done)
+
+
+def roll_up(
+    lake: Lake,
+    config: Config,
+    stop: threading.Event,
+    progress: Progress | None = None,
+    memory: Memory | None = None,
+) -> Done:
+    """Bring the rollups up to date, and keep their files few; otherwise as `run_once`."""
     kept_up = sets.configured(config.analyze)
-    done = job.catch_up(
-        lake, kept_up, config.analyze, stopping.is_set, progress or (lambda _spans, _left: None), memory
-    )
+    done = job.catch_up(lake, kept_up, config.analyze, stop.is_set, progress or (lambda _spans, _left: None), memory)
     if done.runs:
-        compact.compact_all(lake, kept_up, stopping.is_set)
-    return JobsReport({job.JOB: done})
+        compact.compact_all(lake, kept_up, stop.is_set)
+    return done
 
 
 def run_forever(lake: Lake, config: Config, stop: threading.Event) -> None:
-    """Run every `analyze.interval_seconds` until `stop` is set; the run that is on is finished first.
+    """Run each job at its interval until `stop` is set; the runs that are on are finished first.
 
-    An error is logged, and the next run waits twice as long as the last, at most BACKOFF_SECONDS_MAX.
+    The tables of traces and the findings have threads of their own, so that rollups never wait for them. An error is
+    logged, and the next run of that job waits twice as long as the last, at most BACKOFF_SECONDS_MAX. Raises
+    OperatorError for alerts that cannot be configured so.
     """
-    wait_seconds, memory = config.analyze.interval_seconds, Memory()
+    memory = Memory()
+    beside = [threading.Thread(target=_keep_traces, name=TRACES, args=(lake, config, stop))] * bool(
+        config.analyze.trace_parts
+    )
+    if config.insight.enabled:
+        insight = InsightJob(lake, config.insight, Alerts(config.alerts).tell)
+        beside.append(threading.Thread(target=_keep_findings, name=INSIGHT, args=(insight, stop)))
+    for thread in beside:
+        thread.start()
+    try:
+        _repeat(lambda: roll_up(lake, config, stop, memory=memory), config.analyze.interval_seconds, stop)
+    finally:
+        stop.set()
+        for thread in beside:
+            thread.join()
+
+
+def _keep_traces(lake: Lake, config: Config, stop: threading.Event) -> None:
+    traces = TraceJob(lake, config.analyze)
+    _repeat(lambda: traces.catch_up(stop.is_set), config.analyze.traces_interval_seconds, stop)
+
+
+def _keep_findings(insight: InsightJob, stop: threading.Event) -> None:
+    _repeat(lambda: insight.step(datetime.now(UTC)), _INSIGHT_LOOK_SECONDS, stop)
+
+
+def _repeat(step: Callable[[], object], interval_seconds: float, stop: threading.Event) -> None:
+    wait_seconds = interval_seconds
     while not stop.is_set():
         try:
-            run_once(lake, config, stop, memory=memory)
-            wait_seconds = config.analyze.interval_seconds
+            step()
+            wait_seconds = interval_seconds
         except (duckdb.Error, OSError, SpanlakeError) as error:
             wait_seconds = min(wait_seconds * 2, BACKOFF_SECONDS_MAX)
             log.warning("the jobs will try again in %.0f s: %s", wait_seconds, error)
@@ -97,6 +145,12 @@ def lag(reader: Reader, kept_up: Sequence[DimensionSet] = (BASE,)) -> list[JobLa
     marks = reader.positions([dimension_set.job for dimension_set in kept_up])
     newest, behind = reader.snapshot_id(), {mark: _behind(reader, mark) for mark in set(marks.values())}
     return [JobLag(name, position, newest, *behind[position]) for name, position in marks.items()]
+
+
+def trace_lag(reader: Reader) -> JobLag:
+    """How far the tables of traces are behind the reader's snapshot."""
+    position = reader.position(TRACES)
+    return JobLag(TRACES, position, reader.snapshot_id(), *_behind(reader, position))
 
 
 def _behind(reader: Reader, position: int | None) -> tuple[int, float]:

@@ -3,7 +3,8 @@
     python -m benchmarks.ingest [--seconds 20] [--spans-per-request 512] [--protocol grpc|http] [--rate SPANS_A_SECOND]
 
 The collector runs as `spanlake collect` in a process of its own. What is counted is its CPU time (user and system)
-from the first request until everything is sealed and it has stopped: receive, decode, spool, write, commit, merge.
+from the first request until everything is sealed and it has stopped: receive, decode, spool, write, commit, and the
+merges, which processes of its own do.
 Without --rate as fast as the collector answers; with it, at that pace, which is where the latencies mean something.
 """
 
@@ -83,6 +84,22 @@ def percentile(values: list[float], q: float) -> float:
     return statistics.quantiles(values, n=1000, method="inclusive")[int(q * 1000) - 1] if len(values) > 1 else values[0]
 
 
+def cpu_seconds(process: psutil.Process) -> float:
+    """User and system time of a process and of those of its children that have ended."""
+    return sum(process.cpu_times()[:4])
+
+
+def rss_bytes(process: psutil.Process) -> int:
+    """Memory of a process and its children; pages that they share count for each."""
+    total = process.memory_info().rss
+    for running in process.children(recursive=True):
+        try:
+            total += running.memory_info().rss
+        except psutil.NoSuchProcess:
+            continue
+    return total
+
+
 def measure(arguments: argparse.Namespace) -> dict[str, object]:
     with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
         data = str(Path(folder) / "data")
@@ -92,27 +109,28 @@ def measure(arguments: argparse.Namespace) -> dict[str, object]:
         )
         ready = json.loads(collector.stdout.readline())
         process = psutil.Process(collector.pid)
-        before, rss_start = process.cpu_times(), process.memory_info().rss
+        before, rss_start = cpu_seconds(process), process.memory_info().rss
         started = time.monotonic()
         senders = [Sender(i, arguments, ready, started + arguments.seconds) for i in range(arguments.senders)]
         for sender in senders:
             sender.start()
-        rss = [rss_start]
+        rss, rss_with_merges = [rss_start], [rss_start]
         while any(sender.is_alive() for sender in senders):
             rss.append(process.memory_info().rss)
+            rss_with_merges.append(rss_bytes(process))
             time.sleep(0.05)
         wall = time.monotonic() - started
         collector.terminate()
-        after = process.cpu_times()
+        after = cpu_seconds(process)
         while collector.poll() is None:
             try:
-                after = process.cpu_times()
+                after = cpu_seconds(process)
                 rss.append(process.memory_info().rss)
             except psutil.NoSuchProcess:
                 break
             time.sleep(0.002)
         spans = sum(sender.spans for sender in senders)
-        cpu = after.user + after.system - before.user - before.system
+        cpu = after - before
         latencies = [latency for sender in senders for latency in sender.latencies_ms]
         stored, delays, size = stored_in(data)
         if stored != spans:
@@ -128,6 +146,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, object]:
         "cores": round(cpu / wall, 2),
         "rss_start_mib": rss_start >> 20,
         "rss_max_mib": max(rss) >> 20,
+        "rss_max_with_merges_mib": max(rss_with_merges) >> 20,
         "ack_p50_ms": round(percentile(latencies, 0.5), 1),
         "ack_p99_ms": round(percentile(latencies, 0.99), 1),
         "queryable_p50_s": round(percentile(delays, 0.5), 2),

@@ -40,6 +40,9 @@ def collect(data: str | None, grpc: str | None, http: str | None, config_file: s
     Prints one line of JSON with its addresses when it is ready. SIGTERM or Ctrl-C stops it: what was received
     is answered and stored first.
     """
+    from collector.footprint import reduce_footprint
+
+    reduce_footprint()
     from collector import collect as collecting
     from collector.settings import load
     from collector.telemetry import logs
@@ -197,13 +200,13 @@ async def _import(config: Config, files: tuple[Path, ...], endpoint: str | None)
 
 def _free(location: Location) -> Location:
     """The location, where no collector runs on it. Raises OperatorError that names its endpoint otherwise."""
-    from collector.collect import endpoints_of
+    from collector.collect import announced_by
     from collector.errors import OperatorError
     from collector.lake.lock import holder
 
     pid = holder(location.collector_lock)
     if pid is not None:
-        endpoints = endpoints_of(location)
+        endpoints = announced_by(location)
         to = f"--endpoint {endpoints.grpc}" if endpoints else "--endpoint HOST:PORT"
         raise OperatorError(
             f"a collector (pid {pid}) runs on storage.data = {str(location.root)!r}: expected a folder that none "

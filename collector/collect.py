@@ -24,7 +24,8 @@ from collector.lake.location import Location, locate
 from collector.lake.lock import ProcessLock
 from collector.lake.tables import COLLECTOR_DEFINITIONS
 from collector.maintenance import Maintenance
-from collector.receive.servers import Endpoints, Servers
+from collector.receive.connections import raise_descriptor_limit
+from collector.receive.servers import Servers
 from collector.receive.tls import Certificates
 from collector.salvage import open_spool
 from collector.seal import Sealer, last_spool
@@ -40,7 +41,7 @@ from collector.tenants.gate import Gate, exposure_warning
 
 log = logging.getLogger(__name__)
 
-# A merge on two threads takes more than twice the CPU time of one on one thread, and twice its memory.
+# Commits and small reads are all that the collector itself asks of DuckDB.
 _LAKE_THREADS = 1
 _LAKE_BYTES_MAX = 128 * 2**20
 
@@ -75,7 +76,7 @@ def open_stages(config: Config, location: Location, tracing: Tracing) -> Iterato
         stack.callback(spool.close)
         sealer = Sealer(config.collector, Decoder(config.mapping, config.limits), spool, lake, tracing)
         ingest = Ingest(config.collector, Decoder(config.mapping, config.limits), spool, sealer, tracing)
-        maintenance = Maintenance(lake, config.collector.merge_interval_seconds, tracing)
+        maintenance = Maintenance(lake, config.storage, config.collector.merge_interval_seconds, tracing)
         sealer.start()
         stack.callback(sealer.stop)
         stack.callback(ingest.stop)
@@ -112,6 +113,7 @@ async def _run(config: Config) -> int:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
+    raise_descriptor_limit()
     certificates = Certificates(config.tls) if config.tls.certificate else None
     tracing = traces.start(config.telemetry.traces_endpoint)
     if warning := exposure_warning(config):
@@ -133,7 +135,9 @@ async def _listening(
     acknowledged = Acknowledged(stages.ingest)
     gate = Gate(config.auth, config.quotas, locate(config.storage).root, TenantCounters())
     servers = Servers(config.collector, acknowledged, certificates, gate)
-    health = Health(config.collector, stages.ingest, stages.spool, stages.sealer, stages.maintenance)
+    health = Health(
+        config.collector, stages.ingest, stages.spool, stages.sealer, stages.maintenance, memory=servers.memory
+    )
     sources = Sources(
         config=config.collector,
         acknowledged=acknowledged,
@@ -172,10 +176,19 @@ def _announced(location: Location, addresses: dict[str, str]) -> Iterator[None]:
         location.announcement.unlink(missing_ok=True)
 
 
-def endpoints_of(location: Location) -> Endpoints | None:
-    """Where the collector that runs on this lake listens; None where none runs."""
+@dataclass(frozen=True, slots=True)
+class Announced:
+    """Where a collector listens, as HOST:PORT; `health` is None where it has no such address."""
+
+    grpc: str
+    http: str
+    health: str | None
+
+
+def announced_by(location: Location) -> Announced | None:
+    """What the collector that runs on this lake announced; None where none runs."""
     try:
-        announcement = json.loads(location.announcement.read_text(encoding="utf-8"))
+        found = json.loads(location.announcement.read_text(encoding="utf-8"))
     except (FileNotFoundError, json.JSONDecodeError):
         return None
-    return Endpoints(announcement["grpc"], announcement["http"])
+    return Announced(found["grpc"], found["http"], found.get("health"))

@@ -9,6 +9,8 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validat
 
 from collector.tenants.names import InvalidTenantError, checked_name
 
+TRACE_PARTS = ("critical_path", "edges", "deliveries", "summaries", "exemplars", "hot_keys", "sightings")
+"""What the tables of traces consist of, each to be turned off by leaving it out."""
 _ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://(?:[a-z0-9._-]+|\[[0-9a-f:.]+\])(?::\d{1,5})?")
 
 
@@ -42,6 +44,11 @@ class CollectorConfig(Section):
     )
     unsealed_bytes_max: int = Field(
         96 * 2**20, ge=2**20, description="bytes of decoded spans kept for the seal; beyond: read back from the spool"
+    )
+    memory_bytes_max: int = Field(
+        1280 * 2**20,
+        ge=768 * 2**20,
+        description="resident bytes of the process, on Linux; from 256 MiB below: retryable refusal",
     )
     spool_bytes_max: int = Field(
         8 * 2**30, ge=2**20, description="bytes in the spool, not yet in the lake; beyond: retryable refusal"
@@ -236,11 +243,33 @@ class AnalyzeConfig(Section):
         description="rollups by further dimensions, as tables rollup_NAME_1m and rollup_NAME_1h; a name with [] "
         "has none, a default that is not named stays",
     )
+    trace_parts: tuple[str, ...] = Field(
+        TRACE_PARTS, description="tables of traces that are kept: " + ", ".join(TRACE_PARTS) + "; empty: none"
+    )
+    traces_interval_seconds: float = Field(10.0, gt=0, description="time between runs of the tables of traces")
+    late_seconds: float = Field(
+        300.0, ge=0, le=3600, description="a span that comes so late after others of its trace still joins them"
+    )
+    late_spans_max: int = Field(
+        500_000, ge=0, description="newest spans that late ones may join; each takes up to 400 bytes of memory"
+    )
+    key_attributes: tuple[str, ...] = Field(
+        ("cache.key.hash", "cache.key", "db.redis.key", "db.operation.parameter.key", "db.query.parameter.key"),
+        description="attributes that name the key of a cache operation: the first that a span has",
+    )
+    hash_keys: bool = Field(True, description="store keys as keyed hashes, by a secret in the data folder")
 
     @field_validator("dimension_sets")
     @classmethod
     def _with_defaults(cls, sets: dict[str, list[str]]) -> dict[str, list[str]]:
         return {**DIMENSION_SETS, **sets}
+
+    @field_validator("trace_parts")
+    @classmethod
+    def _are_parts(cls, parts: tuple[str, ...]) -> tuple[str, ...]:
+        if not set(parts) <= set(TRACE_PARTS):
+            raise ValueError("not a part")
+        return parts
 
 
 class Objective(Section):
@@ -291,7 +320,7 @@ class AlertsConfig(Section):
     )
     silences: tuple[str, ...] = Field(
         (),
-        description="what is not told: texts such as kind=burst,tenant=acme,until=2026-03-01T12:00Z; any part may be left out",
+        description="what is not told: texts such as kind=burst,tenant=acme,until=2026-03-01T12:00Z, any part of them",
     )
 
 

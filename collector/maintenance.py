@@ -1,11 +1,15 @@
-"""Merging and cleaning of the lake beside the ingest, in a thread of its own."""
+"""Merging and cleaning of the lake beside the ingest: looked after by a thread, merged by processes of their own."""
 
 from __future__ import annotations
 
+import json
 import logging
+import subprocess
+import sys
 import threading
-import time
 
+from collector.child import bound_to_this_process
+from collector.config import StorageConfig
 from collector.lake import maintain
 from collector.lake.lake import Lake
 from collector.telemetry.traces import Tracing
@@ -18,12 +22,15 @@ _CLEAN_EVERY_ROUNDS = 30
 class Maintenance:
     """Looks for small files to merge once an interval, and cleans now and then."""
 
-    def __init__(self, lake: Lake, interval_seconds: float, tracing: Tracing) -> None:
+    def __init__(self, lake: Lake, storage: StorageConfig, interval_seconds: float, tracing: Tracing) -> None:
         self._lake = lake
+        self._storage = storage
         self._interval_seconds = interval_seconds
         self._tracing = tracing
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._work, name="maintain", daemon=True)
+        self._starting = threading.Lock()
+        self._merging: subprocess.Popen[str] | None = None
         self.merges = 0
         self.merged_files = 0
         self.consecutive_failures = 0
@@ -40,14 +47,18 @@ class Maintenance:
 
     def stop(self) -> None:
         """Finish the merge that is on, then stop."""
-        self._stopping.set()
+        with self._starting:
+            self._stopping.set()
+            if self._merging is not None:
+                self._merging.terminate()
         self._thread.join()
 
     def _work(self) -> None:
         rounds = 0
         while not self._stopping.wait(self._interval_seconds):
             try:
-                self._merge_all()
+                if maintain.due(self._lake, "spans"):
+                    self._merge_all()
                 if rounds % _CLEAN_EVERY_ROUNDS == 0:
                     maintain.clean(self._lake)
             except Exception:
@@ -58,11 +69,27 @@ class Maintenance:
             rounds += 1
 
     def _merge_all(self) -> None:
-        while not self._stopping.is_set():
-            started_at_ns = time.time_ns()
-            files = maintain.merge_once(self._lake, "spans")
-            if not files:
+        """Let a process do all merges that are due. Raises ChildProcessError where it fails."""
+        command = bound_to_this_process(
+            [sys.executable, "-m", "collector.lake.merging", self._storage.model_dump_json()]
+        )
+        with self._starting:
+            if self._stopping.is_set():
                 return
-            self.merges += 1
-            self.merged_files += files
-            self._tracing.record("merge", started_at_ns, {"spanlake.files": files})
+            self._merging = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True, process_group=0
+            )
+        fault = ""
+        with self._merging as merging:
+            for line in merging.stdout or ():
+                report = json.loads(line)
+                fault = report.get("fault", "")
+                if not fault:
+                    self._count(report["files"], report["started_at_ns"])
+        if merging.returncode and not self._stopping.is_set():
+            raise ChildProcessError(f"the process that merges ended with status {merging.returncode}: {fault}")
+
+    def _count(self, files: int, started_at_ns: int) -> None:
+        self.merges += 1
+        self.merged_files += files
+        self._tracing.record("merge", started_at_ns, {"spanlake.files": files})

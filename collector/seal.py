@@ -169,7 +169,11 @@ class Sealer:
         return self._stopping or (not self._failures and self._kept_spans >= self._config.seal_spans_max)
 
     def _seal_all(self) -> None:
-        while (groups := self._next_groups()) is not None:
+        """Seal what is offered by now. What comes meanwhile waits for the next interval: else, where requests come
+        faster than a seal takes, one tiny seal would follow the other without a pause.
+        """
+        upto = self._offered_seq
+        while (self._mark or 0) < upto and (groups := self._next_groups()) is not None:
             self._seal(groups)
 
     def _next_groups(self) -> list[SpooledGroup] | None:

@@ -31,6 +31,9 @@ FILE_NAME = "spool.sqlite"
 DIGEST_BYTES = 16
 PAGE_BYTES = 16_384
 _CHECKPOINT_PAGES = 2_000
+_TRIMMED_AT_ONCE = 16
+_TRIM_PAUSE_SECONDS = 0.001
+"""Long enough for who waits for the lock to get it."""
 _SCHEMA = (
     "CREATE TABLE IF NOT EXISTS identity (spool_id TEXT NOT NULL)",
     """CREATE TABLE IF NOT EXISTS requests (
@@ -100,17 +103,19 @@ class Spool:
         """Open or create `folder`/spool.sqlite."""
         self._window_ns = int(dedup_window_seconds * 1e9)
         self._lock = threading.Lock()
-        self._connection = sqlite3.connect(folder / FILE_NAME, isolation_level=None, check_same_thread=False)
+        self._connection = _connect(folder)
         for pragma in (
             f"page_size = {PAGE_BYTES}",
             "journal_mode = WAL",
-            "synchronous = FULL",
             f"wal_autocheckpoint = {_CHECKPOINT_PAGES}",
         ):
             self._connection.execute(f"PRAGMA {pragma}")
         for statement in _SCHEMA:
             self._connection.execute(statement)
         self.spool_id = self._identity()
+        # Digests are looked up while others write: a reader of the write-ahead log waits for nobody.
+        self._lookup_lock = threading.Lock()
+        self._lookup = _connect(folder)
         self._last_seq = self._one("SELECT max(seq) FROM (SELECT seq FROM requests UNION SELECT seq FROM quarantine)")
         self._payload_bytes = self._one("SELECT sum(length(payload)) FROM requests")
         self._quarantined = self._one("SELECT count(*) FROM quarantine")
@@ -163,10 +168,9 @@ class Spool:
             "SELECT rejected_spans, message FROM digests_0 WHERE digest = ?1 "
             "UNION ALL SELECT rejected_spans, message FROM digests_1 WHERE digest = ?1"
         )
-        with self._lock:
+        with self._lookup_lock:
             for digest in digests:
-                row = self._connection.execute(query, (digest,)).fetchone()
-                if row is not None:
+                for row in self._lookup.execute(query, (digest,)).fetchall():
                     found[digest] = Accepted(*row)
         return found
 
@@ -208,11 +212,21 @@ class Spool:
             return self._connection.execute(query, (after,)).fetchall()
 
     def trim(self, position: int) -> None:
-        """Forget the payloads up to `position`: they are sealed. Their digests stay."""
-        with self._transaction():
-            freed = self._one("SELECT sum(length(payload)) FROM requests WHERE seq <= ?", (position,))
-            self._connection.execute("DELETE FROM requests WHERE seq <= ?", (position,))
-        self._payload_bytes -= freed
+        """Forget the payloads up to `position`: they are sealed. Their digests stay.
+
+        In small transactions, so that no request waits long for its own; and without fsync, since after a crash
+        they would only be trimmed again.
+        """
+        query = "SELECT max(seq), sum(size) FROM (SELECT seq, length(payload) AS size FROM requests WHERE seq <= ? "
+        query += "ORDER BY seq LIMIT ?)"
+        while True:
+            with self._transaction("NORMAL"):
+                upto, freed = self._connection.execute(query, (position, _TRIMMED_AT_ONCE)).fetchone()
+                self._connection.execute("DELETE FROM requests WHERE seq <= ?", (upto,))
+            self._payload_bytes -= freed or 0
+            if upto is None or upto >= position:
+                return
+            time.sleep(_TRIM_PAUSE_SECONDS)
 
     def quarantine(self, seq: int, reason: str) -> None:
         """Put a request aside that can no longer be decoded, with the reason; it stays on disk."""
@@ -262,12 +276,14 @@ class Spool:
 
     def close(self) -> None:
         """Close the file. Safe to call twice."""
-        with self._lock:
+        with self._lock, self._lookup_lock:
+            self._lookup.close()
             self._connection.close()
 
     @contextmanager
-    def _transaction(self) -> Iterator[None]:
+    def _transaction(self, synchronous: str = "FULL") -> Iterator[None]:
         with self._lock:
+            self._connection.execute(f"PRAGMA synchronous = {synchronous}")
             self._connection.execute("BEGIN IMMEDIATE")
             try:
                 yield
@@ -310,6 +326,10 @@ class Spool:
 
     def _one(self, sql: str, parameters: tuple[object, ...] = ()) -> int:
         return int(self._connection.execute(sql, parameters).fetchone()[0] or 0)
+
+
+def _connect(folder: Path) -> sqlite3.Connection:
+    return sqlite3.connect(folder / FILE_NAME, isolation_level=None, check_same_thread=False)
 
 
 def _whole_row(seq: int, received_at_ns: object, tenant: object, payload: object, checksum: object) -> Row | None:

@@ -20,6 +20,7 @@ def config() -> Config:
 def lake(settings: Config) -> Lake | None:
     """The lake, opened read-only once for the process; None where no collector has made one yet.
 
+    Each `read` takes at most query.timeout_seconds: then it raises QueryTimeoutError, which pages show.
     Raises OperatorError where it does not open.
     """
     location = locate(settings.storage)
@@ -33,4 +34,10 @@ def lake(settings: Config) -> Lake | None:
 @st.cache_resource(show_spinner=False, max_entries=1, on_release=Lake.close)
 def _open(_settings: Config, root: str, identity: int) -> Lake:
     """`identity` tells a lake from another one that was made later in the same folder `root`."""
-    return Lake(locate(_settings.storage), read_only=True, memory_bytes_max=_settings.query.memory_bytes_max)
+    query = _settings.query
+    return Lake(
+        locate(_settings.storage),
+        read_only=True,
+        memory_bytes_max=query.memory_bytes_max,
+        read_seconds_max=query.timeout_seconds,
+    )

@@ -11,6 +11,7 @@ import streamlit as st
 
 from collector.config import CollectorConfig
 from collector.errors import SpanlakeError
+from collector.receive.address import reached
 from dashboard import units
 
 P = ParamSpec("P")
@@ -69,8 +70,6 @@ def waiting(headline: str, collector: CollectorConfig) -> None:
 
 def endpoint(address: str) -> str | None:
     """HOST:PORT as the URL that an exporter takes; None where the port is chosen at start (0)."""
-    host, _, port = address.rpartition(":")
-    if port == "0":
+    if address.endswith(":0"):
         return None
-    visited = {"0.0.0.0": "127.0.0.1", "[::]": "[::1]", "": "127.0.0.1"}.get(host, host)  # noqa: S104
-    return f"http://{visited}:{port}"
+    return f"http://{reached(address)}"

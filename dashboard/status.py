@@ -7,12 +7,13 @@ from typing import Any
 
 from analytics import jobs
 from analytics.rollup import fold, sets
-from collector.collect import endpoints_of
+from collector.collect import announced_by
 from collector.config import Config
 from collector.lake.lake import Lake, Reader
 from collector.lake.location import Location, locate
 from collector.lake.lock import holder
 from collector.lake.status import lake_status, spool_bytes, versions
+from collector.telemetry.asked import ask_health
 
 
 def read(config: Config) -> dict[str, Any]:
@@ -26,7 +27,7 @@ def describe(reader: Reader, location: Location, config: Config) -> dict[str, An
     """The status as the JSON form has it; times are ISO 8601 in UTC."""
     stored = lake_status(reader)
     collector_pid, jobs_pid = holder(location.collector_lock), holder(location.jobs_lock)
-    endpoints = endpoints_of(location) if collector_pid is not None else None
+    announced = announced_by(location) if collector_pid is not None else None
     return {
         "data": str(location.root),
         "spans": stored.spans,
@@ -35,8 +36,9 @@ def describe(reader: Reader, location: Location, config: Config) -> dict[str, An
         "collector": {
             "running": collector_pid is not None,
             "pid": collector_pid,
-            "grpc": endpoints.grpc if endpoints else None,
-            "http": endpoints.http if endpoints else None,
+            "grpc": announced.grpc if announced else None,
+            "http": announced.http if announced else None,
+            "health": ask_health(announced.health) if announced else None,
         },
         "jobs": {
             "running": jobs_pid is not None,
@@ -51,9 +53,10 @@ def describe(reader: Reader, location: Location, config: Config) -> dict[str, An
 
 
 def _lags(reader: Reader, config: Config) -> list[jobs.JobLag]:
-    """The lag of the rollups, and of each set of dimensions that is not as far."""
+    """The lag of the rollups, of each set of dimensions that is not as far, and of the tables of traces."""
     base, *others = jobs.lag(reader, sets.configured(config.analyze))
-    return [base, *(lag for lag in others if lag.position != base.position)]
+    traces = [jobs.trace_lag(reader)] if config.analyze.trace_parts else []
+    return [base, *(lag for lag in others if lag.position != base.position), *traces]
 
 
 def _folded(reader: Reader) -> list[dict[str, Any]]:
@@ -71,11 +74,12 @@ def as_text(found: dict[str, Any]) -> str:
         "data": found["data"],
         "spans": f"{found['spans']:,}, the latest started {found['latest_span'] or 'never'}",
         "collector": f"{_running(collector)}{_addresses(collector)}",
+        "health": _health(collector["health"]),
         "jobs": _running(running),
         "spool": _size(found["spool_bytes"]),
         "versions": ", ".join(f"{name} {version}" for name, version in found["versions"].items()),
     }
-    text = [f"{name:<10} {value}" for name, value in lines.items()]
+    text = [f"{name:<10} {value}" for name, value in lines.items() if value]
     text += [
         f"  {lag['job']:<22} {lag['spans_behind']:,} spans, {lag['seconds_behind']:.1f} s behind"
         for lag in running["lag"]
@@ -92,6 +96,17 @@ def as_text(found: dict[str, Any]) -> str:
 
 def _running(role: dict[str, Any]) -> str:
     return f"running, pid {role['pid']}" if role["running"] else "not running"
+
+
+_HEALTH = {"ok": "ready", "degraded": "ready, but degraded", "unavailable": "not ready"}
+
+
+def _health(health: dict[str, Any] | None) -> str:
+    """'' where no collector runs."""
+    if health is None:
+        return ""
+    problems = "; ".join(f"{problem['part']}: {problem['message']}" for problem in health["problems"])
+    return _HEALTH.get(health["status"], health["status"]) + (f" ({problems})" if problems else "")
 
 
 def _addresses(collector: dict[str, Any]) -> str:

@@ -6,20 +6,17 @@ one after the other, in the order that keeps every span.
 
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from types import FrameType
 
+from collector.child import bound_to_this_process
 from collector.errors import OperatorError
 
-_CHILD = Path(__file__).with_name("child.py")
 _STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
@@ -63,8 +60,8 @@ class Supervisor:
         announces: bool = False,
     ) -> subprocess.Popen[bytes]:
         """Start a child. Its standard error is shared; its standard output is dropped unless it `announces`."""
-        bound = [sys.executable, "-I", "-S", str(_CHILD), str(os.getpid()), *command]
         stdout = subprocess.PIPE if announces else subprocess.DEVNULL
+        bound = bound_to_this_process(command)
         process = subprocess.Popen(bound, env=environment, stdin=subprocess.DEVNULL, stdout=stdout, process_group=0)
         self._children[name] = process
         threading.Thread(target=self._watch, args=(process,), daemon=True).start()

@@ -72,7 +72,8 @@ def nats_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
         yield port
 
 
-LAKE_SPANS = 3000
+LAKE_SPANS = 20_000
+"""Traffic follows the clock, errors come in clumps: half a minute of it has some at any time, five seconds may not."""
 
 
 @pytest.fixture(scope="session")

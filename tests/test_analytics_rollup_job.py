@@ -31,9 +31,9 @@ from collector.spans import SPAN_SCHEMA
 START_NS = 1_772_366_400 * 10**9  # 2026-03-01T12:00Z
 NESTED = ("attributes", "events", "links")
 FEW_SETS: dict[str, list[str]] = {"version": [], "destination": [], "error": []}
-CONFIG = Config(analyze=AnalyzeConfig(dimension_sets=FEW_SETS))
+CONFIG = Config(analyze=AnalyzeConfig(dimension_sets=FEW_SETS, trace_parts=()))
 SETS = configured(CONFIG.analyze)
-SMALL_BITES = Config(analyze=AnalyzeConfig(spans_per_run_max=1000, dimension_sets=FEW_SETS))
+SMALL_BITES = Config(analyze=AnalyzeConfig(spans_per_run_max=1000, dimension_sets=FEW_SETS, trace_parts=()))
 
 
 @pytest.fixture(scope="module")
@@ -278,7 +278,7 @@ from collector.config import AnalyzeConfig, Config
 from collector.lake.lake import Lake
 from collector.lake.location import Location
 few_sets = {"version": [], "destination": [], "error": []}
-config = Config(analyze=AnalyzeConfig(spans_per_run_max=1000, dimension_sets=few_sets))
+config = Config(analyze=AnalyzeConfig(spans_per_run_max=1000, dimension_sets=few_sets, trace_parts=()))
 with Lake(Location(Path(sys.argv[1])), read_only=False) as lake:
     print("ready", flush=True)
     report = jobs.run_once(lake, config).jobs["rollup"]
@@ -336,19 +336,19 @@ def test_lag_counts_what_is_not_rolled_up(lake: Lake) -> None:
 
 def test_run_forever_survives_errors_and_stops(lake: Lake, monkeypatch: pytest.MonkeyPatch) -> None:
     stop, calls = threading.Event(), []
-    run_once = jobs.run_once
+    roll_up = jobs.roll_up
 
     def flaky(*arguments: object, memory: object) -> object:
         calls.append(1)
         if len(calls) == 1:
             raise OSError("the disk is away")
-        report = run_once(*arguments)  # type: ignore[arg-type]
+        report = roll_up(*arguments, memory=memory)  # type: ignore[arg-type]
         stop.set()
         return report
 
-    monkeypatch.setattr(jobs, "run_once", flaky)
+    monkeypatch.setattr(jobs, "roll_up", flaky)
     add(lake, spans(50, 1))
-    config = Config(analyze=AnalyzeConfig(interval_seconds=0.01, dimension_sets=FEW_SETS))
+    config = Config(analyze=AnalyzeConfig(interval_seconds=0.01, dimension_sets=FEW_SETS, trace_parts=()))
     thread = threading.Thread(target=jobs.run_forever, args=(lake, config, stop))
     thread.start()
     thread.join(timeout=30)

@@ -73,7 +73,8 @@ def blocks(path: Path, language: str) -> list[str]:
 
 
 def sql_examples() -> list[str]:
-    return [sql for sql in blocks(ROOT / "docs/sql.md", "sql") if not sql.startswith("ATTACH")]
+    pages = ("docs/sql.md", "docs/traces.md")
+    return [sql for page in pages for sql in blocks(ROOT / page, "sql") if not sql.startswith("ATTACH")]
 
 
 @pytest.mark.parametrize("sql", sql_examples())

@@ -209,10 +209,8 @@ def test_a_locked_lake_degrades_and_heals(tmp_path: Path) -> None:
 
 
 def test_merges_that_fail(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(*_: object) -> int:
-        raise RuntimeError("no merge today")
-
-    monkeypatch.setattr("collector.maintenance.maintain.merge_once", fail)
+    monkeypatch.setattr("collector.maintenance.maintain.due", lambda *_: (0, 1))
+    monkeypatch.setattr("collector.maintenance.bound_to_this_process", lambda _: ["false"])
 
     async def work(_stages: Stages, health: Health, _location: Location) -> None:
         report = await awaited(health, State.DEGRADED)

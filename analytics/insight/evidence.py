@@ -29,12 +29,8 @@ BUCKETS_PER_CELL = 8
 """Buckets of the rollups that a cell holds: its bounds lie a factor of 1.17 apart."""
 
 COUNTS = ("count", "errors", "hits", "misses", "busy_ns", "unknown_weight_count")
-ROWS_SCHEMA = pl.Schema(
-    {"minute": pl.Datetime("us"), "series": pl.UInt32(), **dict.fromkeys(COUNTS, pl.Int64())}
-)
-CELLS_SCHEMA = pl.Schema(
-    {"minute": pl.Datetime("us"), "series": pl.UInt32(), "cell": pl.Int16(), "spans": pl.UInt32()}
-)
+ROWS_SCHEMA = pl.Schema({"minute": pl.Datetime("us"), "series": pl.UInt32(), **dict.fromkeys(COUNTS, pl.Int64())})
+CELLS_SCHEMA = pl.Schema({"minute": pl.Datetime("us"), "series": pl.UInt32(), "cell": pl.Int16(), "spans": pl.UInt32()})
 _MEASURES = ("start_time", "duration_ns", "status", "cache_hit", "sample_weight")
 
 
@@ -42,9 +38,9 @@ _MEASURES = ("start_time", "duration_ns", "status", "cache_hit", "sample_weight"
 class Grain:
     """Counts by minute of one set of dimensions.
 
-    `keys`: the dimensions (String), a row a series. `rows`: ROWS_SCHEMA, a row a minute and series (the number of a row of
-    `keys`); busy_ns is the sum of durations. `cells`: CELLS_SCHEMA, spans by duration (BUCKETS_PER_CELL buckets each);
-    none where nothing is asked of durations.
+    `keys`: the dimensions (String), a row a series. `rows`: ROWS_SCHEMA, a row a minute and series (the number of a
+    row of `keys`); busy_ns is the sum of durations. `cells`: CELLS_SCHEMA, spans by duration (BUCKETS_PER_CELL
+    buckets each); none where nothing is asked of durations.
     """
 
     dimensions: tuple[str, ...]
@@ -115,6 +111,7 @@ class Evidence:
     hot_keys: pl.DataFrame
     skew: pl.DataFrame
     exemplars: pl.DataFrame
+    demand: pl.DataFrame
 
     @classmethod
     def empty(cls) -> Evidence:
@@ -126,6 +123,7 @@ class Evidence:
             traced.HOT_KEYS_SCHEMA.to_frame(),
             traced.SKEW_SCHEMA.to_frame(),
             traced.EXEMPLARS_SCHEMA.to_frame(),
+            traced.DEMAND_SCHEMA.to_frame(),
         )
 
     @classmethod
@@ -164,9 +162,7 @@ def of_spans(spans: pl.DataFrame) -> Evidence:
         return Evidence.empty()
     names = {*BASE, *HOST, *VERSION, *DESTINATION, *ERROR, *_MEASURES}
     kinds = {"cache_hit": pl.Boolean(), "sample_weight": pl.Float64()}
-    missing = [
-        pl.lit(None, kinds.get(name, pl.String())).alias(name) for name in sorted(names - set(spans.columns))
-    ]
+    missing = [pl.lit(None, kinds.get(name, pl.String())).alias(name) for name in sorted(names - set(spans.columns))]
     prepared = (
         spans.lazy()
         .with_columns(missing)
@@ -182,8 +178,9 @@ def of_spans(spans: pl.DataFrame) -> Evidence:
     grains = [Grain.of_spans(prepared, dimensions) for dimensions in (BASE, HOST, VERSION, DESTINATION, ERROR)]
     deliveries, delivery_cells = traced.deliveries(spans)
     return Evidence(
-        *grains, deliveries, delivery_cells, traced.hot_keys(spans), traced.skew(spans), traced.exemplars(spans)
-    )
+        *grains, deliveries, delivery_cells, traced.hot_keys(spans), traced.skew(spans), traced.exemplars(spans),
+        traced.demand(spans),
+    )  # fmt: skip
 
 
 _FIELDS = tuple(field.name for field in fields(Evidence))

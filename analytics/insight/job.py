@@ -1,9 +1,9 @@
 """The job of insight: each whole minute once into table `findings`, and told to whom it concerns.
 
-Its mark in table `progress` is a minute (since the Unix epoch), not a snapshot: a minute is judged once, GRACE after its
-end, when exporters, seal and rollup have had their time; spans that come later still count as history. Rows and mark are
-committed together. What was seen before is kept in memory, so that a minute costs one minute of reading; after a start
-the last minutes are looked at again without being written.
+Its mark in table `progress` is a minute (since the Unix epoch), not a snapshot: a minute is judged once, GRACE after
+its end, when exporters, seal and rollup have had their time; spans that come later still count as history. Rows and
+mark are committed together. What was seen before is kept in memory, so that a minute costs one minute of reading;
+after a start the last minutes are looked at again without being written.
 """
 
 from __future__ import annotations

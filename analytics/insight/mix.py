@@ -52,17 +52,23 @@ def find(scene: Scene) -> list[Finding]:
     shares = _by_minute(crude, trials, of, keys.height)
     for index in range(keys.height):
         mine = of == index
-        now, usual = (float(crude[mine][:, part].sum() / max(trials[mine][:, part].sum(), 1)) for part in (minutes, before))
+        now, usual = (
+            float(crude[mine][:, part].sum() / max(trials[mine][:, part].sum(), 1)) for part in (minutes, before)
+        )
         if trials[mine][:, minutes].sum() < scene.config.volume_min or now < _RATIO_MIN * usual:
             continue
         noise = 1.4826 * float(np.median(np.abs(shares[index, before] - np.median(shares[index, before]))))
         if now - usual < _DEVIATION_MIN * max(noise, 1e-4):
             continue
-        sums = [np.stack([array[mine][:, part].sum(1) for part in (minutes, before)], axis=1) for array in (crude, trials)]
+        sums = [
+            np.stack([array[mine][:, part].sum(1) for part in (minutes, before)], axis=1) for array in (crude, trials)
+        ]
         by_rates, by_mix = kitagawa(sums[0], sums[1])
         if by_mix < _MIX_SHARE_MIN * (by_rates + by_mix):
             continue
-        found.append(_told(scene, keys.row(index), now, usual, by_mix / max(by_rates + by_mix, 1e-9), noise, shares[index]))
+        found.append(
+            _told(scene, keys.row(index), now, usual, by_mix / max(by_rates + by_mix, 1e-9), noise, shares[index])
+        )
     return found
 
 
@@ -81,8 +87,10 @@ def _told(
     which = telling.every({"region": region, "service_name": service}, panel.keys)
     effect = Effect("slow_share", now, usual, now / max(usual, 1e-6))
     sentence = (
-        f"{service} in {region} looks slow since {scene.span.time(since):%H:%M} and is not: {telling.percent(now)} of its "
-        f"spans take long (usually {telling.percent(usual)}), and {telling.percent(by_mix)} of that change is the mix of "
+        f"{service} in {region} looks slow since {scene.span.time(since):%H:%M} and is not: {telling.percent(now)} of "
+        "its "
+        f"spans take long (usually {telling.percent(usual)}), and {telling.percent(by_mix)} of that change is the mix "
+        "of "
         "tenants and operations; each of them is about as fast as before."
     )
     excess = (now - usual) * float(panel.counts["count"][which][:, since:].sum())

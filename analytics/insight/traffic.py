@@ -1,18 +1,21 @@
 """How much is asked for: bursts of a tenant, surges and drops of many, and retry storms.
 
-A surge that many tenants share at the same time, while calls fail, is no demand: clients repeat what failed. Whether many
-share it is told by the effective number of tenants (inverse Simpson index of the shares of the excess).
+A surge that many tenants share at the same time, while calls fail, is no demand: clients repeat what failed. Whether
+many share it is told by the effective number of tenants (inverse Simpson index of the shares of the excess).
 """
 
 from __future__ import annotations
 
 import numpy as np
+import polars as pl
 
 from analytics.insight import telling
 from analytics.insight.finding import Effect, Finding, Kind, Place
-from analytics.insight.locating import effective_number
-from analytics.insight.panel import Bools
+from analytics.insight.locating import effective_number, located
+from analytics.insight.panel import Bools, summed
 from analytics.insight.scene import Groups, Scene
+from analytics.insight.scene import traffic as measured
+from analytics.insight.shares import dense
 
 _MANY = 3.0
 _LATER_MINUTES = 2
@@ -20,7 +23,7 @@ _STORM_RATIO = 1.25
 _STORM_ERROR_RATIO = 2.0
 _FEW_EXPECTED = 30.0
 _BURST_RATIO = 2.0
-_BURST_SPANS_A_MINUTE = 120
+_BURST_SPANS_A_MINUTE = 90
 
 
 def find(scene: Scene) -> list[Finding]:
@@ -29,15 +32,28 @@ def find(scene: Scene) -> list[Finding]:
 
 
 def _bursts(scene: Scene) -> list[Finding]:
-    groups = scene.level("base", "demand", ("region", "tenant"))
+    """Tenants whose steady demand multiplies, a finding each, in the region that holds the excess where it is one."""
+    known = scene.evidence.demand.filter(pl.col("minute") >= scene.span.start, pl.col("minute") < scene.span.end)
+    if known.is_empty():
+        return []
+    keys = known.select("tenant", "region").unique().sort("tenant", "region")
+    steady = dense(scene, known, keys, lambda frame: frame["steady_count"])
+    tenants = keys.select("tenant").unique(maintain_order=True).with_row_index("group")
+    of = keys.join(tenants, on="tenant", maintain_order="left")["group"].to_numpy().astype(np.intp)
+    groups = scene.judged(tenants.drop("group"), of, measured(summed(steady, of, tenants.height), scene.span))
     found = []
     for index in np.flatnonzero(groups.flagged):
-        region, tenant = (str(value) for value in groups.keys.row(int(index)))
-        more = float(groups.scan.observed[index] - groups.scan.expected[index]) / int(groups.scan.length[index])
-        if groups.scan.ratio[index] < _BURST_RATIO or groups.scan.length[index] < 3 or more < _BURST_SPANS_A_MINUTE:
+        scan = groups.scan
+        more = float(scan.observed[index] - scan.expected[index]) / int(scan.length[index])
+        if scan.ratio[index] < _BURST_RATIO or more < _BURST_SPANS_A_MINUTE:
             continue
-        place = Place(region)
-        found.append(_told(scene, groups, int(index), "burst", place, tenant))
+        excess = (steady - np.median(steady[:, : scene.span.baseline], axis=1)[:, None])[
+            :, int(scan.since[index]) :
+        ].sum(1)
+        expected = np.maximum(np.median(steady[:, : scene.span.baseline], axis=1), 1.0)
+        values, _ = located(keys, excess, expected, ("region",), of == index)
+        tenant = str(groups.keys["tenant"][int(index)])
+        found.append(_told(scene, groups, int(index), "burst", Place(values.get("region")), tenant))
     return found
 
 
@@ -102,7 +118,9 @@ def _is_storm(scene: Scene, groups: Groups, index: int) -> bool:
 def _told(scene: Scene, groups: Groups, index: int, kind: Kind, place: Place, tenant: str | None) -> Finding:
     panel, scan = scene.panel("base"), groups.scan
     since = int(scan.since[index])
-    which: Bools = groups.of == index
+    which: Bools = telling.every(
+        {name: value for name, value in (("region", place.region), ("tenant", tenant)) if value}, panel.keys
+    )
     now = float(groups.measure.observed[index, since:].mean()) / 60
     usual = float(groups.measure.expected[index, 0]) / 60
     ratio = now / max(usual, 1e-9)
@@ -112,7 +130,7 @@ def _told(scene: Scene, groups: Groups, index: int, kind: Kind, place: Place, te
     who = f"Tenant {tenant}" if tenant else {"retry_storm": "Clients"}.get(kind, "Traffic")
     more = f"{ratio:.1f} times the usual" if ratio >= 1 else f"{telling.percent(ratio)} of the usual"
     sentence = (
-        f"{who} in {place.region} {'sends' if tenant else 'send' if kind == 'retry_storm' else 'is'} {more} "
+        f"{who} {place.words()} {'sends' if tenant else 'send' if kind == 'retry_storm' else 'is'} {more} "
         f"({now:.0f} spans/s, usually {usual:.0f}) since {scene.span.time(since):%H:%M}"
     )
     sentence += " while calls fail: the pattern of retries, in many tenants at once." if kind == "retry_storm" else "."

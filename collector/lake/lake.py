@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +14,7 @@ import pyarrow as pa
 
 from collector.errors import OperatorError, RetryableError
 from collector.lake import engine
+from collector.lake.deadline import bounded
 from collector.lake.location import Location
 from collector.lake.lock import exclusive
 from collector.lake.tables import SCHEMA_VERSION, Definition
@@ -118,10 +119,15 @@ class Lake:
         read_only: bool,
         memory_bytes_max: int = 512 * 2**20,
         threads: int = 2,
+        read_seconds_max: float | None = None,
     ) -> None:
-        """Attach. Raises OperatorError where there is no lake, or one of a newer schema."""
+        """Attach. `read_seconds_max` bounds the queries of each `read` together; None: no bound.
+
+        Raises OperatorError where there is no lake, or one of a newer schema.
+        """
         self.location = location
         self.read_only = read_only
+        self._read_seconds_max = read_seconds_max
         self._root = engine.connect(memory_bytes_max, threads, cache_files=read_only)
         if read_only:
             location.require()
@@ -144,12 +150,13 @@ class Lake:
 
     @contextmanager
     def read(self) -> Iterator[Reader]:
-        """A reader whose queries all see the same snapshot."""
+        """A reader whose queries all see the same snapshot. Raises QueryTimeoutError beyond `read_seconds_max`."""
         connection = self._root.cursor()
         try:
-            connection.execute(f"USE {engine.CATALOG}")
-            connection.execute("BEGIN")
-            yield Reader(connection)
+            with nullcontext() if self._read_seconds_max is None else bounded(connection, self._read_seconds_max):
+                connection.execute(f"USE {engine.CATALOG}")
+                connection.execute("BEGIN")
+                yield Reader(connection)
         finally:
             connection.close()
 

@@ -52,7 +52,7 @@ def configure(lake: Lake) -> None:
         "parquet_compression": "zstd",
         "parquet_compression_level": "1",
         "parquet_version": "2",
-        "parquet_row_group_size": "40960",
+        "parquet_row_group_size": "20480",
         "target_file_size": f"{MERGED_BYTES_MAX // 10**6}MB",
     }
     with lake.read() as reader:
@@ -72,10 +72,15 @@ def plan(sizes: Sequence[int]) -> tuple[int, int] | None:
     return None
 
 
+def due(lake: Lake, table: str) -> tuple[int, int] | None:
+    """The tier of `table` to merge next, as `plan` says it. Raises duckdb.Error."""
+    with lake.read() as reader:
+        return plan([size for (size,) in reader.rows(_LIVE_FILES_SQL, [table])])
+
+
 def merge_once(lake: Lake, table: str) -> int:
     """Do the next due merge of `table`; return how many files went in, 0 where none was due. Raises duckdb.Error."""
-    with lake.read() as reader:
-        tier = plan([size for (size,) in reader.rows(_LIVE_FILES_SQL, [table])])
+    tier = due(lake, table)
     if tier is None:
         return 0
     with lake.maintenance() as connection:

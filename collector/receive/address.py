@@ -24,6 +24,13 @@ def with_port(address: str, port: int) -> str:
     return f"{address.rpartition(':')[0]}:{port}"
 
 
+def reached(address: str) -> str:
+    """HOST:PORT at which this machine reaches a server that listens on `address`, which may be a wildcard."""
+    host, _, port = address.rpartition(":")
+    loopback = {"0.0.0.0": "127.0.0.1", "[::]": "[::1]", "": "127.0.0.1"}  # noqa: S104
+    return f"{loopback.get(host, host)}:{port}"
+
+
 def cannot_listen(key: str, address: str, cause: Exception) -> OperatorError:
     """What to tell an operator whose address cannot be listened on."""
     return OperatorError(

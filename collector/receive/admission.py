@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from threading import Lock
 from types import TracebackType
 from typing import Self
@@ -53,6 +55,7 @@ class Admission:
         self._requests = _Bound(requests_max)
         self._bytes = _Bound(bytes_max)
         self._closed = False
+        self._tickets = 0
         self.lock = Lock()
 
     @property
@@ -65,6 +68,11 @@ class Admission:
         """Bytes received and not yet on disk."""
         return self._bytes.total
 
+    @property
+    def is_idle(self) -> bool:
+        """Whether no request is on its way, not even one that has only begun."""
+        return not self._tickets
+
     def close(self) -> None:
         """Refuse every request from now on; those counted already are not touched."""
         self._closed = True
@@ -75,7 +83,12 @@ class Admission:
         with self.lock:
             if not self._bytes.has_room(account, 1):
                 raise self._too_many_bytes()
-        return Ticket(self, account)
+            self.count_tickets(1)
+        return Ticket(self, account, 1)
+
+    def count_tickets(self, amount: int) -> None:
+        """Add to the requests that have begun. The caller has the lock."""
+        self._tickets += amount
 
     def count_request(self, account: str) -> None:
         """Raises OverloadedError beyond the bound, RetryableError after close(). The caller has the lock."""
@@ -113,13 +126,14 @@ class Admission:
 class Ticket:
     """What one request holds of an Admission; leaving the `with` block gives it back. Thread-safe."""
 
-    __slots__ = ("_account", "_admission", "_held_bytes", "_released", "_requests")
+    __slots__ = ("_account", "_admission", "_held_bytes", "_released", "_requests", "_tickets")
 
-    def __init__(self, admission: Admission, account: str) -> None:
+    def __init__(self, admission: Admission, account: str, tickets: int = 0) -> None:
         self._admission = admission
         self._account = account
         self._held_bytes = 0
         self._requests = 0
+        self._tickets = tickets
         self._released = False
 
     def hold(self, size_bytes: int) -> None:
@@ -133,6 +147,18 @@ class Ticket:
             self._admission.count_bytes(self._account, size_bytes, self._held_bytes)
             self._held_bytes += size_bytes
 
+    @contextmanager
+    def holding(self, size_bytes: int) -> Iterator[None]:
+        """Hold more bytes in the `with` block alone. Raises as hold()."""
+        self.hold(size_bytes)
+        try:
+            yield
+        finally:
+            with self._admission.lock:
+                if not self._released:
+                    self._held_bytes -= size_bytes
+                    self._admission.give_back(self._account, 0, size_bytes)
+
     def enter(self) -> None:
         """Count as a request in flight: received in full. Raises RetryableError or OverloadedError."""
         with self._admission.lock:
@@ -143,16 +169,17 @@ class Ticket:
         """A ticket that holds all that this one held; this one is released."""
         other = Ticket(self._admission, self._account)
         with self._admission.lock:
-            other._held_bytes, other._requests = self._held_bytes, self._requests
-            self._held_bytes = self._requests = 0
+            other._held_bytes, other._requests, other._tickets = self._held_bytes, self._requests, self._tickets
+            self._held_bytes = self._requests = self._tickets = 0
             self._released = True
         return other
 
     def release(self) -> None:
         """Give everything back; safe to call twice."""
         with self._admission.lock:
+            self._admission.count_tickets(-self._tickets)
             self._admission.give_back(self._account, self._requests, self._held_bytes)
-            self._held_bytes = self._requests = 0
+            self._held_bytes = self._requests = self._tickets = 0
             self._released = True
 
     def __enter__(self) -> Self:

@@ -32,6 +32,9 @@ from collector.tenants.names import TENANT_HEADER
 PROTOBUF = "application/x-protobuf"
 JSON = "application/json"
 
+_JSON_BYTES = 8
+"""What a byte of JSON takes while it is converted: objects of Python, and the message."""
+
 _TRACES = "/v1/traces"
 _UNSTORED = {"/v1/metrics": "metrics", "/v1/logs": "logs"}
 _TENANT_HEADER = TENANT_HEADER.encode()
@@ -90,10 +93,12 @@ class HttpApp:
         )
         encoding = headers.get(b"content-encoding", b"").decode("latin-1")
         with self._intake.receive(sender) as reception:
+            self._intake.check_quota(sender)
             body = Body(decompressor(encoding), self._config.request_bytes_max, reception.ticket.hold)
             payload = await self._read(body, receive)
             if media_type == JSON and payload:
-                payload = await self._intake.workers.run(len(payload), to_protobuf, payload)
+                with reception.ticket.holding(_JSON_BYTES * len(payload)):
+                    payload = await self._intake.workers.run(len(payload), to_protobuf, payload)
             return await self._intake.deliver(reception, payload, "http")
 
     async def _read(self, body: Body, receive: ASGIReceiveCallable) -> bytes:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import math
-import resource
 import socket
 import ssl
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import uvicorn
@@ -17,13 +17,12 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from collector.errors import InvalidRequestError, PermanentError
 from collector.receive.address import cannot_listen, host_and_port
+from collector.receive.connections import ConnectionBounds
 from collector.receive.http_server import PROTOBUF
 from collector.receive.log import log
 from collector.receive.status import HeadersTooLargeError, refusal
 
 HEAD_BYTES_MAX = 64 * 1024
-RECEIVE_SECONDS_MAX = 30.0
-"""From the first byte of a request, or the start of a connection, to the last byte of the request."""
 KEEP_ALIVE_SECONDS = 120
 """Longer than the pause between two batches of an SDK, so that none is closed just as it sends."""
 
@@ -31,8 +30,9 @@ KEEP_ALIVE_SECONDS = 120
 class BoundedProtocol(HttpToolsProtocol):
     """One connection, with bounds on head, trailers and time; errors of HTTP itself are told as Status."""
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
+    def __init__(self, bounds: ConnectionBounds, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        self._bounds = bounds
         self.logger = log
         self._in_head = True
         self._head_bytes = 0
@@ -42,7 +42,7 @@ class BoundedProtocol(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         self._receiving_since = self.loop.time()
-        if len(self.connections) > _connections_max():
+        if len(self.connections) > self._bounds.connections_max:
             log.warning("Too many HTTP connections are open; a new one was closed")
             transport.close()
 
@@ -87,11 +87,9 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def close_if_overdue(self) -> None:
         """Close where a request, or the first one of a connection, does not arrive in time."""
-        since = self._receiving_since
-        if since is not None and self.loop.time() - since > RECEIVE_SECONDS_MAX:
-            log.warning(
-                "A request was not complete after %.0f s; its connection was closed", RECEIVE_SECONDS_MAX
-            )
+        since, seconds_max = self._receiving_since, self._bounds.receive_seconds_max
+        if since is not None and self.loop.time() - since > seconds_max:
+            log.warning("A request was not complete after %g s; its connection was closed", seconds_max)
             self.transport.close()
 
     def shutdown(self) -> None:
@@ -128,8 +126,16 @@ class _Uvicorn(uvicorn.Server):
 class HttpServer:
     """One application on one port."""
 
-    def __init__(self, key: str, address: str, app: ASGI3Application, tls: ssl.SSLContext | None = None) -> None:
+    def __init__(
+        self,
+        key: str,
+        address: str,
+        app: ASGI3Application,
+        bounds: ConnectionBounds,
+        tls: ssl.SSLContext | None = None,
+    ) -> None:
         """`key` is the setting that says `address`, as HOST:PORT; `tls` turns TLS on."""
+        self._bounds = bounds
         self._key = key
         self._address = address
         self._app = app
@@ -144,7 +150,7 @@ class HttpServer:
         self._server = _Uvicorn(
             uvicorn.Config(
                 self._app,
-                http=BoundedProtocol,
+                http=partial(BoundedProtocol, self._bounds),  # type: ignore[arg-type]  # called, nothing else
                 ws="none",
                 lifespan="off",
                 log_config=None,
@@ -186,11 +192,6 @@ def _listen(key: str, address: str) -> socket.socket:
         listener.close()
         raise cannot_listen(key, address, error) from error
     return listener
-
-
-def _connections_max() -> int:
-    """Half of the file descriptors: the other half is for gRPC and the lake."""
-    return max(16, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2)
 
 
 def _head_too_large() -> HeadersTooLargeError:

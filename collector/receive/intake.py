@@ -13,20 +13,21 @@ from collector.config import CollectorConfig
 from collector.pipeline import Accepted, TraceRequest, TraceSink
 from collector.receive.admission import Admission, Ticket
 from collector.receive.log import log
+from collector.receive.memory import Memory
 from collector.receive.refusals import Refusals
 from collector.receive.workers import Workers
 from collector.tenants.gate import Gate, Sender
 
 
 class Reception:
-    """A request while it comes in: its sender, what it holds of the bounds, and its message as far as received."""
+    """A request while it comes in: its sender, what it holds of the bounds, and its message, None while unread."""
 
     __slots__ = ("message", "sender", "ticket")
 
-    def __init__(self, sender: Sender, ticket: Ticket, message: bytes) -> None:
+    def __init__(self, sender: Sender, ticket: Ticket) -> None:
         self.sender = sender
         self.ticket = ticket
-        self.message = message
+        self.message: bytes | None = None
 
 
 class Intake:
@@ -39,23 +40,33 @@ class Intake:
         self._unstored: set[str] = set()
         self.refusals = Refusals()
         self.workers = Workers()
+        self.memory = Memory(config.memory_bytes_max)
         self.admission = Admission(config.requests_in_flight_max, config.pending_bytes_max)
 
     @contextmanager
-    def receive(self, sender: Sender, message: bytes = b"") -> Iterator[Reception]:
-        """Take in one request; `message` is what came of it so far. Counts for its sender what is refused.
+    def receive(self, sender: Sender) -> Iterator[Reception]:
+        """Take in one request, of which nothing is read yet. Counts for its sender what is refused.
 
-        Raises QuotaExceededError, and RetryableError beyond the bounds.
+        Raises RetryableError beyond the bounds.
         """
         reception: Reception | None = None
         try:
-            self.gate.check(sender)
+            self._check_memory()
             with self.admission.ticket(sender.account) as ticket:
-                reception = Reception(sender, ticket, message)
+                reception = Reception(sender, ticket)
                 yield reception
         except Exception as error:
-            self.gate.refused(sender, reception.message if reception else message, error)
+            self.gate.refused(sender, reception.message if reception else None, error)
             raise
+
+    def check_quota(self, sender: Sender) -> None:
+        """Raise QuotaExceededError while the sender is over its quota."""
+        self.gate.check(sender)
+
+    def _check_memory(self) -> None:
+        """A request that is alone passes: it cannot be those on their way that hold so much."""
+        if not self.admission.is_idle and self.memory.is_over():
+            raise self.memory.error()
 
     async def deliver(self, reception: Reception, payload: bytes, transport: str) -> Accepted:
         """Hand a request, received in full, to the sink; its ticket holds its bytes already.

@@ -8,11 +8,13 @@ from dataclasses import dataclass
 from collector.config import CollectorConfig
 from collector.pipeline import TraceSink
 from collector.receive.address import with_port
+from collector.receive.connections import ConnectionBounds, default_bounds
 from collector.receive.cors import Cors
 from collector.receive.grpc_server import GrpcServer
 from collector.receive.http_server import HttpApp
 from collector.receive.http_transport import HttpServer
 from collector.receive.intake import Intake
+from collector.receive.memory import Memory
 from collector.receive.refusals import Refusals
 from collector.receive.tls import Certificates
 from collector.tenants.counters import TenantCounters
@@ -36,16 +38,23 @@ class Servers:
         sink: TraceSink,
         certificates: Certificates | None = None,
         gate: Gate | None = None,
+        bounds: ConnectionBounds | None = None,
     ) -> None:
-        """With `certificates` both speak TLS and nothing else; without `gate` anybody may send any amount."""
+        """With `certificates` both speak TLS and nothing else; without `gate` anybody may send any amount.
+
+        Each server has `bounds`, by default `default_bounds()`.
+        """
+        bounds = bounds or default_bounds()
         self._config = config
         self._intake = Intake(config, sink, gate or open_gate())
         app = HttpApp(config, self._intake)
-        self._grpc = GrpcServer(config, self._intake, certificates.grpc_credentials() if certificates else None)
+        credentials = certificates.grpc_credentials() if certificates else None
+        self._grpc = GrpcServer(config, self._intake, bounds, credentials)
         self._http = HttpServer(
             "collector.http",
             config.http,
             Cors(app, config.cors_origins) if config.cors_origins else app,
+            bounds,
             certificates.ssl_context() if certificates else None,
         )
 
@@ -53,6 +62,11 @@ class Servers:
     def refusals(self) -> Refusals:
         """What both servers refused."""
         return self._intake.refusals
+
+    @property
+    def memory(self) -> Memory:
+        """The limit that both servers keep."""
+        return self._intake.memory
 
     @property
     def tenants(self) -> TenantCounters:

@@ -11,6 +11,7 @@ from enum import StrEnum
 from collector.config import CollectorConfig
 from collector.ingest import Ingest
 from collector.maintenance import Maintenance
+from collector.receive.memory import Memory
 from collector.seal import Sealer
 from collector.spool import Spool
 
@@ -71,6 +72,7 @@ class Health:
         sealer: Sealer,
         maintenance: Maintenance,
         *,
+        memory: Memory | None = None,
         stalled_seconds: float = STALLED_SECONDS,
         probe_seconds_max: float = PROBE_SECONDS_MAX,
     ) -> None:
@@ -79,6 +81,7 @@ class Health:
         self._spool = spool
         self._sealer = sealer
         self._maintenance = maintenance
+        self._memory = memory
         self._stalled_seconds = stalled_seconds
         self._probe_seconds_max = probe_seconds_max
         self._stopping = False
@@ -104,7 +107,12 @@ class Health:
         """Whether requests are acknowledged now, and whether what was acknowledged comes into the lake."""
         if self._stopping:
             return Report((Problem("collector", State.UNAVAILABLE, "stopping"),))
-        return Report((*self.live().problems, *await self._spool_problems(), *self._lake_problems()))
+        spool = await self._spool_problems()
+        return Report((*self.live().problems, *self._memory_problems(), *spool, *self._lake_problems()))
+
+    def _memory_problems(self) -> Iterator[Problem]:
+        if self._memory is not None and self._memory.is_over():
+            yield Problem("memory", State.UNAVAILABLE, str(self._memory.error()))
 
     async def _spool_problems(self) -> list[Problem]:
         problems = []

@@ -166,6 +166,10 @@ def _observe_spanlake(meter: Meter, sources: Sources) -> None:
             "Requests in the spool that are not in the lake yet.",
             _one(lambda: sealer.unsealed_requests),
         ),
+        "spanlake_memory_limit_bytes": (
+            "Resident bytes beyond which requests are refused (collector.memory_bytes_max).",
+            _one(lambda: sources.config.memory_bytes_max),
+        ),
         "spanlake_spool_bytes": ("Bytes of the requests in the spool.", _one(lambda: spool.payload_bytes)),
         "spanlake_seal_stalled_seconds": (
             "How long requests have been waiting without a seal that succeeded.",

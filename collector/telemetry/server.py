@@ -9,6 +9,7 @@ from uvicorn._types import ASGI3Application
 from collector.config import TelemetryConfig
 from collector.errors import OperatorError
 from collector.receive.address import with_port
+from collector.receive.connections import ConnectionBounds
 from collector.receive.http_transport import HttpServer
 from collector.telemetry.health import Health
 from collector.telemetry.metrics import Metrics
@@ -17,6 +18,7 @@ from collector.telemetry.pages import health_pages, metrics_pages
 log = logging.getLogger(__name__)
 
 _STOP_SECONDS = 1.0
+_CONNECTIONS_MAX = 64
 
 
 class TelemetryServers:
@@ -53,7 +55,7 @@ class TelemetryServers:
             return await self._serve(key, with_port(address, 0), app)
 
     async def _serve(self, key: str, address: str, app: ASGI3Application) -> str:
-        server = HttpServer(f"telemetry.{key}", address, app)
+        server = HttpServer(f"telemetry.{key}", address, app, ConnectionBounds(_CONNECTIONS_MAX))
         port = await server.start()
         self._servers.append(server)
         return with_port(address, port)

@@ -24,11 +24,17 @@ class FairQueue(Generic[Item]):
         self._deficits_bytes: dict[str, int] = {}
         self._has_turn = False
         self._count = 0
+        self._size_bytes = 0
         self._latest: str | None = None
         self._contended_until = -1.0
 
     def __len__(self) -> int:
         return self._count
+
+    @property
+    def size_bytes(self) -> int:
+        """Of all items together, as they were pushed."""
+        return self._size_bytes
 
     @property
     def is_contended(self) -> bool:
@@ -42,6 +48,7 @@ class FairQueue(Generic[Item]):
             self._deficits_bytes[key] = 0
         self._queues[key].append((size_bytes, item))
         self._count += 1
+        self._size_bytes += size_bytes
         if key != self._latest:
             if self._latest is not None:
                 self._contended_until = self._clock() + CONTENDED_SECONDS
@@ -65,6 +72,7 @@ class FairQueue(Generic[Item]):
                 break
             queue.popleft()
             self._count -= 1
+            self._size_bytes -= size_bytes
             self._deficits_bytes[key] -= size_bytes
             taken.append(item)
             taken_bytes += size_bytes

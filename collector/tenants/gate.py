@@ -128,12 +128,12 @@ class Gate:
         """Count the bytes of a request that is taken; negative ones give back what was not."""
         self._quotas.charge(sender.account, sender.quota, size_bytes=size_bytes)
 
-    def refused(self, sender: Sender, message: bytes, error: Exception) -> None:
-        """Count a request that was told `error`; `message` is what came of it, maybe compressed."""
-        spans = None if isinstance(error, InvalidRequestError) else count_spans(message)
+    def refused(self, sender: Sender, message: bytes | None, error: Exception) -> None:
+        """Count a request that was told `error`; `message` is it, maybe compressed, None where it was not read."""
+        spans = None if message is None or isinstance(error, InvalidRequestError) else count_spans(message)
         if isinstance(error, RetryableError):
             error.refused_spans = spans
-        self.counters.refused(sender.name, len(message), spans)
+        self.counters.refused(sender.name, len(message or b""), spans)
 
     def settle(self, sender: Sender, size_bytes: int, accepted: Accepted) -> None:
         """Count the spans of a request that is durable."""

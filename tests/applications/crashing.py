@@ -1,4 +1,4 @@
-"""`spanlake collect` that ends at once, as if killed, before or after a step. For processes forked by a test."""
+"""`spanlake collect` that ends at once, as if killed, before or after a step. For processes of a test."""
 
 from __future__ import annotations
 

@@ -1,0 +1,22 @@
+CREATE TABLE trace_rows (
+    trace_id VARCHAR NOT NULL,
+    start_time TIMESTAMP_NS NOT NULL,
+    duration_ns BIGINT NOT NULL,
+    spans BIGINT NOT NULL,
+    errors BIGINT NOT NULL,
+    services BIGINT NOT NULL,
+    missing_parents BIGINT NOT NULL,
+    is_complete BOOLEAN NOT NULL,
+    root_service_name VARCHAR NOT NULL,
+    root_operation VARCHAR NOT NULL,
+    root_kind VARCHAR NOT NULL,
+    root_status VARCHAR NOT NULL,
+    tenant VARCHAR NOT NULL,
+    region VARCHAR NOT NULL,
+    regions VARCHAR NOT NULL,
+    top_service_name VARCHAR NOT NULL,
+    top_operation VARCHAR NOT NULL,
+    top_exclusive_ns BIGINT NOT NULL,
+    path_ns BIGINT NOT NULL,
+    traces BIGINT NOT NULL
+)
