@@ -20,6 +20,7 @@ _COMMANDS = {
     "dashboard": "dashboard.cli",
     "sql": "collector.cli",
     "import": "collector.cli",
+    "export": "collector.storage_cli",
     "maintain": "collector.storage_cli",
     "status": "dashboard.cli",
     "validate": "collector.cli",
