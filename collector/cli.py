@@ -154,28 +154,34 @@ def _progress_note(what: str) -> Iterator[None]:
 @click.argument("files", nargs=-1, required=True, type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @data_option
 @click.option("--endpoint", metavar="URL", help="OTLP/gRPC address of a running collector to send to.")
+@click.option("--again", is_flag=True, help="Import also what was imported before.")
 @config_option
-def import_(files: tuple[Path, ...], data: str | None, endpoint: str | None, config_file: str | None) -> None:
+def import_(
+    files: tuple[Path, ...], data: str | None, endpoint: str | None, again: bool, config_file: str | None
+) -> None:
     """Import OTLP files.
 
     Takes protobuf and JSON as the OpenTelemetry Collector's file exporter writes them, also in gzip or zstd.
 
-    Without --endpoint the spans go straight into the data folder, on which no collector may run then. Importing
-    the same request again within collector.dedup_window_seconds stores it once. The exit code is 1 if any
-    request could not be imported; the others are imported all the same.
+    Without --endpoint the spans go straight into the data folder, on which no collector may run then. The folder
+    remembers what was imported: a second import of a file skips it, and one that was stopped goes on where it was.
+    Through --endpoint the same request is stored once within collector.dedup_window_seconds. The exit code is 1 if
+    any request could not be imported; the others are imported all the same.
     """
     from collector.settings import load
 
     if data is not None and endpoint is not None:
         raise click.UsageError("--data and --endpoint are two ways to the same: give one of them")
+    if again and endpoint is not None:
+        raise click.UsageError("--again is for a data folder: a collector takes again what comes after its window")
     config = load(config_file, {"storage": {"data": data}})
-    reports = asyncio.run(_import(config, files, endpoint))
+    reports = asyncio.run(_import(config, files, endpoint, again=again))
     for report in reports:
         _print_report(report)
     sys.exit(1 if any(report.failed for report in reports) else 0)
 
 
-async def _import(config: Config, files: tuple[Path, ...], endpoint: str | None) -> list[FileReport]:
+async def _import(config: Config, files: tuple[Path, ...], endpoint: str | None, *, again: bool) -> list[FileReport]:
     from collector.importing import EndpointSink, import_files
 
     limit = config.collector.request_bytes_max
@@ -187,12 +193,14 @@ async def _import(config: Config, files: tuple[Path, ...], endpoint: str | None)
         finally:
             await remote.close()
     from collector.collect import open_ingest
+    from collector.import_marks import ImportMarks
     from collector.lake.location import locate
 
-    with open_ingest(config, _free(locate(config.storage))) as (ingest, _sealer):
+    location = _free(locate(config.storage))
+    with open_ingest(config, location) as (ingest, _), ImportMarks(location.import_marks, again=again) as marks:
         ingest.start()
         with _progress_bar(files) as on_progress:
-            return await import_files(files, ingest, limit, on_progress)
+            return await import_files(files, ingest, limit, on_progress, marks)
 
 
 def _free(location: Location) -> Location:
@@ -225,6 +233,7 @@ def _print_report(report: FileReport) -> None:
     click.echo(
         f"{report.path}: {report.spans} spans imported, {report.rejected_spans} rejected; "
         f"{report.requests} requests imported, {report.failed} failed"
+        + (f", {report.known} imported before" if report.known else "")
     )
     for problem in report.problems:
         click.echo(f"  {problem}", err=True)
