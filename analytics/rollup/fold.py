@@ -84,7 +84,7 @@ def recall(reader: Reader, dimension_set: DimensionSet, rows: pl.DataFrame, kept
         f"SELECT DISTINCT {names} FROM {dimension_set.hours} "
         "WHERE window_start IN (SELECT unnest(?::TIMESTAMP[])) AND window_start BETWEEN ? AND ?",
         [list(needed), min(needed), max(needed)],
-    ).cast(dict(kept.values.schema))
+    ).cast(kept.values.schema)
     return Kept(kept.position, pl.concat([kept.values, values]), kept.hours | needed)
 
 
