@@ -31,7 +31,7 @@ from collector.spans import SPAN_SCHEMA
 
 EXAMPLES = int(os.environ.get("INVARIANT_EXAMPLES", "2"))
 EVERY_SNAPSHOT = "INVARIANT_EXAMPLES" in os.environ
-STEPS = 25 if EVERY_SNAPSHOT else 10
+STEPS = 25 if EVERY_SNAPSHOT else 8
 START_NS = 1_772_366_400 * 10**9
 HOUR_NS = 3600 * 10**9
 DEFAULTS_OFF: dict[str, list[str]] = {"host": [], "version": [], "destination": [], "error": []}
