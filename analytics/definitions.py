@@ -11,9 +11,11 @@ ANALYTICS_DEFINITIONS: tuple[Definition, ...] = (
     Definition("bucket_value_ns", "analytics", kind="macro"),
     Definition("merge_buckets", "analytics", kind="macro"),
     Definition("latency_quantile_ns", "analytics", kind="macro"),
+    Definition("effective_count", "analytics", kind="macro"),
+    Definition("sampling_1h", "analytics", kind="view"),
     Definition("bursts_1m", "analytics", kind="view"),
     Definition("tenant_health", "analytics", kind="view"),
+    Definition("findings", "analytics", inline_rows_max=100),
     *(Definition(table.name, "analytics") for table in TABLES),
     *(Definition(name, "analytics", kind="view") for name in TRACE_VIEWS),
-    Definition("findings", "analytics", inline_rows_max=100),
 )

@@ -6,10 +6,14 @@ import logging
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 
 import duckdb
 
 from analytics.definitions import ANALYTICS_DEFINITIONS
+from analytics.insight.alerts import Alerts
+from analytics.insight.job import JOB as INSIGHT
+from analytics.insight.job import InsightJob
 from analytics.rollup import compact, job, sets
 from analytics.rollup.job import Done, Memory
 from analytics.rollup.sets import BASE, DimensionSet
@@ -24,6 +28,7 @@ from collector.lake.tables import COLLECTOR_DEFINITIONS
 log = logging.getLogger(__name__)
 
 BACKOFF_SECONDS_MAX = 60.0
+_INSIGHT_LOOK_SECONDS = 5.0
 Progress = Callable[[int, int], None]
 
 
@@ -93,24 +98,34 @@ def roll_up(
 def run_forever(lake: Lake, config: Config, stop: threading.Event) -> None:
     """Run each job at its interval until `stop` is set; the runs that are on are finished first.
 
-    The tables of traces have a thread of their own, so that rollups never wait for them. An error is logged, and the
-    next run of that job waits twice as long as the last, at most BACKOFF_SECONDS_MAX.
+    The tables of traces and the findings have threads of their own, so that rollups never wait for them. An error is
+    logged, and the next run of that job waits twice as long as the last, at most BACKOFF_SECONDS_MAX. Raises
+    OperatorError for alerts that cannot be configured so.
     """
     memory = Memory()
-    beside = threading.Thread(target=_keep_traces, name=TRACES, args=(lake, config, stop))
-    if config.analyze.trace_parts:
-        beside.start()
+    beside = [threading.Thread(target=_keep_traces, name=TRACES, args=(lake, config, stop))] * bool(
+        config.analyze.trace_parts
+    )
+    if config.insight.enabled:
+        insight = InsightJob(lake, config.insight, Alerts(config.alerts).tell)
+        beside.append(threading.Thread(target=_keep_findings, name=INSIGHT, args=(insight, stop)))
+    for thread in beside:
+        thread.start()
     try:
         _repeat(lambda: roll_up(lake, config, stop, memory=memory), config.analyze.interval_seconds, stop)
     finally:
-        if beside.ident is not None:
-            stop.set()
-            beside.join()
+        stop.set()
+        for thread in beside:
+            thread.join()
 
 
 def _keep_traces(lake: Lake, config: Config, stop: threading.Event) -> None:
     traces = TraceJob(lake, config.analyze)
     _repeat(lambda: traces.catch_up(stop.is_set), config.analyze.traces_interval_seconds, stop)
+
+
+def _keep_findings(insight: InsightJob, stop: threading.Event) -> None:
+    _repeat(lambda: insight.step(datetime.now(UTC)), _INSIGHT_LOOK_SECONDS, stop)
 
 
 def _repeat(step: Callable[[], object], interval_seconds: float, stop: threading.Event) -> None:

@@ -95,13 +95,13 @@ def _answer(
     from collector.settings import load
 
     config = load(config_file, {"storage": {"data": data}})
-    with open_sandbox(locate(config.storage), config.query) as sandbox, _opened(output) as stream:
+    with open_sandbox(locate(config.storage), config.query) as sandbox, opened(output) as stream:
 
         def write() -> None:
             with sandbox.run(text) as result:
                 WRITERS[format_](result, stream)
 
-        _run_interruptibly(write, sandbox.interrupt, pressed)
+        run_interruptibly(write, sandbox.interrupt, pressed)
 
 
 @contextmanager
@@ -115,7 +115,7 @@ def ctrl_c() -> Iterator[threading.Event]:
         signal.signal(signal.SIGINT, before)
 
 
-def _run_interruptibly(work: Callable[[], None], interrupt: Callable[[], None], pressed: threading.Event) -> None:
+def run_interruptibly(work: Callable[[], None], interrupt: Callable[[], None], pressed: threading.Event) -> None:
     """Do the work in a thread, since the database hears no signal while it computes; `interrupt` ends it."""
     with ThreadPoolExecutor(1) as pool:
         future = pool.submit(work)
@@ -129,7 +129,7 @@ def _run_interruptibly(work: Callable[[], None], interrupt: Callable[[], None], 
 
 
 @contextmanager
-def _opened(output: Path | None) -> Iterator[IO[bytes]]:
+def opened(output: Path | None) -> Iterator[IO[bytes]]:
     """Standard output, or a file that appears under its name once it is whole."""
     if output is None:
         yield sys.stdout.buffer
@@ -143,7 +143,7 @@ def _opened(output: Path | None) -> Iterator[IO[bytes]]:
             yield stream
         part.replace(output)
     except OSError as error:
-        raise OperatorError(f"--output {str(output)!r} cannot be written: {error.strerror}") from error
+        raise OperatorError(f"{str(output)!r} cannot be written: {error.strerror}") from error
     finally:
         part.unlink(missing_ok=True)
 
@@ -173,6 +173,7 @@ def _progress_note(what: str) -> Iterator[None]:
     metavar="NAME=VALUE,...",
     help="Headers to send, values URL-encoded. Keep a token in the variable: others can see flags.",
 )
+@click.option("--again", is_flag=True, help="Import also what was imported before.")
 @config_option
 def import_(
     files: tuple[Path, ...],
@@ -180,23 +181,27 @@ def import_(
     endpoint: str | None,
     certificate: Path | None,
     headers: str | None,
+    again: bool,
     config_file: str | None,
 ) -> None:
     """Import OTLP files.
 
     Takes protobuf and JSON as the OpenTelemetry Collector's file exporter writes them, also in gzip or zstd.
 
-    Without --endpoint the spans go straight into the data folder, on which no collector may run then. Importing
-    the same request again within collector.dedup_window_seconds stores it once. The exit code is 1 if any
-    request could not be imported; the others are imported all the same.
+    Without --endpoint the spans go straight into the data folder, on which no collector may run then. The folder
+    remembers what was imported: a second import of a file skips it, and one that was stopped goes on where it was.
+    Through --endpoint the same request is stored once within collector.dedup_window_seconds. The exit code is 1 if
+    any request could not be imported; the others are imported all the same.
     """
     from collector.settings import load
 
     if data is not None and endpoint is not None:
         raise click.UsageError("--data and --endpoint are two ways to the same: give one of them")
+    if again and endpoint is not None:
+        raise click.UsageError("--again is for a data folder: a collector takes again what comes after its window")
     config = load(config_file, {"storage": {"data": data}})
     if endpoint is None:
-        reports = asyncio.run(_import(config, files))
+        reports = asyncio.run(_import(config, files, again=again))
     else:
         reports = asyncio.run(_send(config, files, endpoint, certificate, headers or ""))
     for report in reports:
@@ -219,15 +224,17 @@ async def _send(
         await remote.close()
 
 
-async def _import(config: Config, files: tuple[Path, ...]) -> list[FileReport]:
+async def _import(config: Config, files: tuple[Path, ...], *, again: bool) -> list[FileReport]:
     from collector.collect import open_ingest
+    from collector.import_marks import ImportMarks
     from collector.importing import import_files
     from collector.lake.location import locate
 
-    with open_ingest(config, _free(config, locate(config.storage))) as (ingest, _sealer):
+    location = _free(config, locate(config.storage))
+    with open_ingest(config, location) as (ingest, _), ImportMarks(location.import_marks, again=again) as marks:
         ingest.start()
         with _progress_bar(files) as on_progress:
-            return await import_files(files, ingest, config.collector.request_bytes_max, on_progress)
+            return await import_files(files, ingest, config.collector.request_bytes_max, on_progress, marks)
 
 
 def _free(config: Config, location: Location) -> Location:
@@ -261,6 +268,7 @@ def _print_report(report: FileReport) -> None:
     click.echo(
         f"{report.path}: {report.spans} spans imported, {report.rejected_spans} rejected; "
         f"{report.requests} requests imported, {report.failed} failed"
+        + (f", {report.known} imported before" if report.known else "")
     )
     for problem in report.problems:
         click.echo(f"  {problem}", err=True)

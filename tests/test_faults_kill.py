@@ -110,16 +110,22 @@ def report(rows: list[tuple[object, ...]]) -> None:
         print(f"| {' | '.join(map(str, row))} |")
 
 
-def caught(location: Location, in_lake: Counter[str], in_spool: set[str]) -> str:
-    """What the kill interrupted, as far as the disk shows it."""
-    if list(location.files.rglob("segment-*.part")):
-        return "a segment half written"
+def caught(location: Location, in_lake: Counter[str], in_spool: set[str], known: set[Path]) -> str:
+    """What the kill interrupted, as far as the disk shows it. `known` are the files of former looks; it is filled."""
+    files = set((location.files / "main/spans").iterdir())
+    new = unlisted(location) & {path.name for path in files - known}
+    known |= files
+    if new:
+        half = any(name.endswith(".part") for name in new)
+        return "a segment, half written" if half else "a segment, before its commit"
     if in_spool & set(in_lake):
-        return "a commit, before the spool was trimmed"
+        return "a seal, before the spool was trimmed"
     return "requests not sealed yet" if in_spool else "all sealed"
 
 
-def look(location: Location, number: int, pause_seconds: float, clients: list[Client]) -> tuple[object, ...]:
+def look(
+    location: Location, number: int, pause_seconds: float, clients: list[Client], known: set[Path]
+) -> tuple[object, ...]:
     """One row of the table: what is on disk after a kill, which must be all that was acknowledged, once."""
     acknowledged = {f"{client.number}-{i}" for client in clients for i in range(client.acknowledged)}
     files = check_files(location)
@@ -130,7 +136,7 @@ def look(location: Location, number: int, pause_seconds: float, clients: list[Cl
     return (
         number,
         f"{pause_seconds:.3f} s",
-        caught(location, in_lake, in_spool),
+        caught(location, in_lake, in_spool, known),
         len(acknowledged),
         len(in_lake),
         len(in_spool),
@@ -151,7 +157,7 @@ def spooled(location: Location) -> set[str]:
 
 
 def test_kill_at_random_moments_keeps_every_acknowledged_span_once(tmp_path: Path) -> None:
-    print(f"\nSEED={SEED} KILLS={KILLS}: {CLIENTS} clients, requests of {SPANS_OF_A_REQUEST} spans; requests are counted.\n")
+    print(f"\nSEED={SEED} KILLS={KILLS}: {CLIENTS} clients, {SPANS_OF_A_REQUEST} spans a request; all in requests\n")
     rng = random.Random(SEED)
     location = locate(StorageConfig(data=str(tmp_path / "data")))
     config = tmp_path / "spanlake.toml"
@@ -162,6 +168,7 @@ def test_kill_at_random_moments_keeps_every_acknowledged_span_once(tmp_path: Pat
     for thread in threads:
         thread.start()
     rows: list[tuple[object, ...]] = []
+    known: set[Path] = set()
     try:
         for number in range(1, KILLS + 1):
             before = sum(c.acknowledged for c in clients)
@@ -170,7 +177,7 @@ def test_kill_at_random_moments_keeps_every_acknowledged_span_once(tmp_path: Pat
             pause = rng.uniform(0, 0.6)
             time.sleep(pause)  # the random moment
             kill(process)
-            rows.append(look(location, number, pause, clients))
+            rows.append(look(location, number, pause, clients, known))
             process, _ = start(location.root, config, address)
         for client in clients:
             client.stop.set()
@@ -196,13 +203,18 @@ def stored(location: Location) -> Counter[str]:
 
 
 def orphans(location: Location) -> int:
-    """Files in the folder of the spans that the catalog does not know."""
+    """How many files in the folder of the spans the catalog does not know."""
+    return len(unlisted(location))
+
+
+def unlisted(location: Location) -> set[str]:
+    """Names of the files in the folder of the spans that the catalog does not know."""
     with closing(sqlite3.connect(location.catalog)) as catalog:
         known = {Path(path).name for (path,) in catalog.execute("SELECT path FROM ducklake_data_file")}
         known |= {
             Path(path).name for (path,) in catalog.execute("SELECT path FROM ducklake_files_scheduled_for_deletion")
         }
-    return len({path.name for path in (location.files / "main/spans").iterdir()} - known)
+    return {path.name for path in (location.files / "main/spans").iterdir()} - known
 
 
 def remove_orphans(location: Location) -> None:

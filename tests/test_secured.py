@@ -30,7 +30,7 @@ from sample_data.access import Access
 from sample_data.emit_files import framed, requests
 from sample_data.emit_otlp import RefusedError, RetryError, open_transport
 
-SPANLAKE = Path(sys.executable).with_name("spanlake")
+SPANLAKE = str(Path(sys.executable).with_name("spanlake"))
 AUTHORITY = trustme.CA()
 WAIT_SECONDS = 40.0
 SECRET = re.compile(r"spanlake_[0-9a-f]{12}_[A-Za-z0-9_-]{43}")
@@ -76,7 +76,7 @@ def secured(tmp_path: Path) -> Secured:
 
 @contextmanager
 def running(secured: Secured, command: str, *flags: str) -> Iterator[subprocess.Popen[str]]:
-    line = [SPANLAKE, command, "--config", secured.config_file, "--data", secured.data]
+    line = [SPANLAKE, command, "--config", str(secured.config_file), "--data", str(secured.data)]
     with (secured.folder / "errors").open("w") as errors:
         process = subprocess.Popen(
             [*line, "--grpc", "127.0.0.1:0", "--http", "127.0.0.1:0", *flags],
@@ -115,7 +115,7 @@ def until(found: Callable[[], bool], process: subprocess.Popen[str]) -> None:
 
 
 def imports(file: Path, *flags: str, **variables: str) -> subprocess.CompletedProcess[str]:
-    command = [SPANLAKE, "import", file, *flags]
+    command = [SPANLAKE, "import", str(file), *flags]
     return subprocess.run(command, capture_output=True, text=True, env=os.environ | variables, check=False)
 
 

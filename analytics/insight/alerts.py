@@ -1,9 +1,9 @@
 """Findings to a webhook: as generic JSON, or as Alertmanager's API v2 takes alerts.
 
-Findings of the same kind and region go as one message (a group). Generic JSON is sent when something is opened or resolved;
-Alertmanager is told each minute, since it takes an alert that is not repeated for resolved. A silence keeps findings that
-match it to themselves until its end. What cannot be sent is tried again with the next minute, and at most KEPT_MAX messages
-are kept.
+Findings of the same kind and region go as one message (a group). Generic JSON is sent when something is opened or
+resolved; Alertmanager is told each minute, since it takes an alert that is not repeated for resolved. A silence keeps
+findings that match it to themselves until its end. What cannot be sent is tried again with the next minute, and at
+most KEPT_MAX messages are kept.
 """
 
 from __future__ import annotations
@@ -88,7 +88,13 @@ def _alert(finding: Finding, minute: datetime) -> dict[str, Any]:
     tenant = {"tenant": finding.tenant_scope} if finding.tenant_scope else {}
     ends = minute if finding.state == "resolved" else minute + _FIRING
     return {
-        "labels": {"alertname": finding.kind, "severity": finding.severity, "identity": finding.identity, **place, **tenant},
+        "labels": {
+            "alertname": finding.kind,
+            "severity": finding.severity,
+            "identity": finding.identity,
+            **place,
+            **tenant,
+        },
         "annotations": {"summary": finding.sentence, "sql": finding.sql, "exemplars": " ".join(finding.exemplars)},
         "startsAt": finding.since.isoformat(),
         "endsAt": ends.isoformat(),
@@ -110,7 +116,8 @@ def _silence(text: str) -> dict[str, str]:
         is_aware = False
     if unknown or not all(parts.values()) or not is_aware:
         raise OperatorError(
-            f"alerts.silences has {text!r}: expected NAME=VALUE, with commas between, of {', '.join(_SILENCE_KEYS)} and "
+            f"alerts.silences has {text!r}: expected NAME=VALUE, with commas between, of {', '.join(_SILENCE_KEYS)} "
+            "and "
             "until (ISO 8601 with an offset), such as kind=burst,tenant=acme,until=2026-03-01T12:00Z"
         )
     return parts

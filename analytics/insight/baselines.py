@@ -3,9 +3,9 @@
 Expected counts come from each series' own baseline, drawn towards that of its stratum where it is thin (an empirical
 Bayes shrinkage with PRIOR_TRIALS). How much such residuals spread from minute to minute is measured, not assumed: their
 scale is the larger of 1 (what independent events give), 1.4826 x MAD, and the 95th percentile over that of the normal
-distribution, so that series which burst by nature need a larger deviation (quasi-likelihood, McCullagh and Nelder 1989).
-The last 2, 3, 5, ... minutes are summed up, and the sum that stands out most counts (a scan statistic): large effects
-are seen early, small ones later. A sum counts only where most of its minutes are high by themselves.
+distribution, so that series which burst by nature need a larger deviation (quasi-likelihood, McCullagh and Nelder
+1989). The last 2, 3, 5, ... minutes are summed up, and the sum that stands out most counts (a scan statistic): large
+effects are seen early, small ones later. A sum counts only where most of its minutes are high by themselves.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ _BASELINE_MIN = 8
 class Scan:
     """For each series the most striking stretch of `length` minutes up to the end; 0 minutes where none is.
 
-    `z`: its sum in standard deviations; `p`: that as a one-sided probability; `observed`, `expected`, `trials`: sums over
-    it; `since`: when it began (see `onset`).
+    `z`: its sum in standard deviations; `p`: that as a one-sided probability; `observed`, `expected`, `trials`: sums
+    over it; `since`: when it began (see `onset`).
     """
 
     z: Floats

@@ -109,7 +109,9 @@ def _end(lake: Lake, until: str | None) -> datetime:
         last = newest(reader)
     now = datetime.now(UTC).replace(second=0, microsecond=0)
     if last is None:
-        raise click.ClickException("there are no rollups in the lake yet; expected spans, rolled up by `spanlake analyze`")
+        raise click.ClickException(
+            "there are no rollups in the lake yet; expected spans, rolled up by `spanlake analyze`"
+        )
     if now - last > timedelta(minutes=5):
         click.echo(f"the newest data is of {last:%Y-%m-%d %H:%M} UTC: looking at the time up to then", err=True)
         return last
@@ -128,7 +130,9 @@ def _written(found: Sequence[Finding], end: datetime, format_: str) -> str:
         return "\n".join(
             f"- **{one.severity}** ({one.state}) {one.sentence}" + _also(one, "; explains ") for one in found
         )
-    return "\n".join(f"{one.severity:<8} {one.state:<8} {one.sentence}{_also(one, chr(10) + ' ' * 18)}" for one in found)
+    return "\n".join(
+        f"{one.severity:<8} {one.state:<8} {one.sentence}{_also(one, chr(10) + ' ' * 18)}" for one in found
+    )
 
 
 def _also(finding: Finding, before: str) -> str:
@@ -139,7 +143,14 @@ def table(frame: pl.DataFrame) -> str:
     """A frame as text, all of its rows."""
     import polars as pl
 
-    with pl.Config(tbl_rows=-1, tbl_cols=-1, fmt_str_lengths=80, tbl_hide_dataframe_shape=True, tbl_hide_column_data_types=True):
+    with pl.Config(
+        tbl_rows=-1,
+        tbl_cols=-1,
+        fmt_str_lengths=60,
+        tbl_width_chars=240,
+        tbl_hide_dataframe_shape=True,
+        tbl_hide_column_data_types=True,
+    ):
         return str(frame)
 
 
@@ -163,7 +174,9 @@ def _markdown(columns: Sequence[str], rows: Sequence[Sequence[Any]], text: Calla
 @_format
 @_data
 @_config
-def explain(where: str, window: str, until: str | None, format_: str, data: str | None, config_file: str | None) -> None:
+def explain(
+    where: str, window: str, until: str | None, format_: str, data: str | None, config_file: str | None
+) -> None:
     """Say what a selection of spans has that the others of the window have not.
 
     Compares, over all spans, how often each value of each attribute occurs among the selected and the others.
@@ -171,9 +184,10 @@ def explain(where: str, window: str, until: str | None, format_: str, data: str 
     from analytics.insight.explaining import explain as explained
     from collector.lake.sandbox import open_sandbox
 
-    with _asked(data, config_file, window, until) as asked, open_sandbox(
-        asked.lake.location, asked.config.query
-    ) as sandbox:
+    with (
+        _asked(data, config_file, window, until) as asked,
+        open_sandbox(asked.lake.location, asked.config.query) as sandbox,
+    ):
         found = explained(sandbox, asked.window, where)
     click.echo(_shown(found, format_))
 
@@ -196,9 +210,10 @@ def compare(
     from analytics.insight.comparing import compare as compared
     from collector.lake.sandbox import open_sandbox
 
-    with _asked(data, config_file, window, until) as asked, open_sandbox(
-        asked.lake.location, asked.config.query
-    ) as sandbox:
+    with (
+        _asked(data, config_file, window, until) as asked,
+        open_sandbox(asked.lake.location, asked.config.query) as sandbox,
+    ):
         result = compared(sandbox, asked.window, first, second)
     if format_ == "json":
         click.echo(json.dumps(result.as_json(), default=str, indent=2))
@@ -223,9 +238,10 @@ def critical_path(
     from analytics.insight.time_spent import time_spent
     from collector.lake.sandbox import open_sandbox
 
-    with _asked(data, config_file, window, until) as asked, open_sandbox(
-        asked.lake.location, asked.config.query
-    ) as sandbox:
+    with (
+        _asked(data, config_file, window, until) as asked,
+        open_sandbox(asked.lake.location, asked.config.query) as sandbox,
+    ):
         found = time_spent(sandbox, asked.window, where)
     click.echo(_shown(found, format_))
 

@@ -1,8 +1,8 @@
 """Clocks that disagree: a host whose spans lie outside the spans that cause them, or that they cause.
 
-Each pair of hosts gives an offset (the middle of the served span less that of the call). One clock that is off moves all
-pairs of its host by the same amount; offsets of single hosts are solved from those of pairs by least squares, weighted
-by the number of spans. Clocks are told about, never corrected.
+Each pair of hosts gives an offset (the middle of the served span less that of the call). One clock that is off moves
+all pairs of its host by the same amount; offsets of single hosts are solved from those of pairs by least squares,
+weighted by the number of spans. Clocks are told about, never corrected.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ _OFFSET_NS_MIN = 5_000_000.0
 _SHARE_OF_LARGEST = 0.1
 """Offsets that are smaller, against the largest of the region, are what least squares leave of it."""
 _PAIRS_MIN = 20
+_OUTSIDE_MIN = 0.05
 _MADS = 6.0
 
 
@@ -43,7 +44,8 @@ def find(scene: Scene) -> list[Finding]:
     largest = float(np.abs(values - np.median(values)).max(initial=0.0))
     limit = max(_OFFSET_NS_MIN, _MADS * noise, _SHARE_OF_LARGEST * largest)
     found = moved.filter((pl.col("moved") - float(np.median(values))).abs() > limit)
-    return [_told(scene, known, row, max(noise, _OFFSET_NS_MIN / _MADS)) for row in found.iter_rows(named=True)]
+    told = (_told(scene, known, row, max(noise, _OFFSET_NS_MIN / _MADS)) for row in found.iter_rows(named=True))
+    return [one for one in told if one is not None]
 
 
 def _offsets(pairs: pl.DataFrame) -> pl.DataFrame:
@@ -64,16 +66,14 @@ def _offsets(pairs: pl.DataFrame) -> pl.DataFrame:
     solved, *_ = np.linalg.lstsq(matrix, merged["offset"].to_numpy() * weight, rcond=None)
     frame = pl.DataFrame({"host": hosts, "offset_ns": solved}, schema={"host": pl.String(), "offset_ns": pl.Float64()})
     # Solutions are relative within each connected group of hosts: within regions, where calls go.
-    region = pl.concat(
-        [pairs.select("region", host="parent_host"), pairs.select("region", "host")]
-    ).unique("host")
+    region = pl.concat([pairs.select("region", host="parent_host"), pairs.select("region", "host")]).unique("host")
     centred = frame.join(region, on="host").with_columns(
         pl.col("offset_ns") - pl.col("offset_ns").median().over("region")
     )
     return centred.select("host", "offset_ns")
 
 
-def _told(scene: Scene, known: pl.DataFrame, row: dict[str, float | str], noise: float) -> Finding:
+def _told(scene: Scene, known: pl.DataFrame, row: dict[str, float | str], noise: float) -> Finding | None:
     host, moved = str(row["host"]), float(row["moved"])
     mine = known.filter((pl.col("host") == host) | (pl.col("parent_host") == host))
     sign = pl.when(pl.col("host") == host).then(1).otherwise(-1)
@@ -91,16 +91,21 @@ def _told(scene: Scene, known: pl.DataFrame, row: dict[str, float | str], noise:
     outside = mine.filter(pl.col("minute") >= scene.span.time(since)).select(pl.col("outside", "pairs").sum())
     pairs = max(int(outside["pairs"][0] or 0), 1)
     share = float(outside["outside"][0] or 0) / pairs
+    if share < _OUTSIDE_MIN:
+        return None
     effect = Effect("clock_offset_ns", moved, usual, max(abs(moved) / max(noise, 1.0), 1.0))
     p = float(2 * stats.norm.sf(abs(moved) / noise))
     sentence = (
-        f"The clock of host {host} in {region} is {duration(abs(moved))} {'ahead of' if moved > 0 else 'behind'} those it "
-        f"talks to since {scene.span.time(since):%H:%M}; {telling.percent(share)} of its calls lie outside the spans that "
+        f"The clock of host {host} in {region} is {duration(abs(moved))} {'ahead of' if moved > 0 else 'behind'} "
+        "those it "
+        f"talks to since {scene.span.time(since):%H:%M}; {telling.percent(share)} of its calls lie outside the spans "
+        "that "
         "cause them, and durations across hosts mislead. Times are shown as they were sent."
     )
     return Finding(
-        "clock_skew", place, "warning", telling.score(4.5, effect.ratio, pairs), telling.aware(scene, since), scene.until,
-        effect, telling.confidence("least squares of offsets between hosts, against their MAD", p, p, pairs),
+        "clock_skew", place, "warning", telling.score(4.5, effect.ratio, pairs), telling.aware(scene, since),
+        scene.until, effect,
+        telling.confidence("least squares of offsets between hosts, against their MAD", p, p, pairs),
         sentence, (), (f"host={host}",),
         exemplars=telling.exemplars(scene, Place(region, place.service), since, errors=False),
         sql=telling.sql_of(scene, place, since, "rollup_host_1m"),

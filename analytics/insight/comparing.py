@@ -1,8 +1,8 @@
 """Two selections of spans against each other, stratum by stratum: service, operation, kind and tenant.
 
-Errors by Cochran-Mantel-Haenszel over strata; durations by Mann-Whitney and Cliff's delta within operations; and Kitagawa's
-decomposition says how much of the difference of error rates and of slow spans (longer than the 95th percentile of B) is the
-mix (who is there) and how much the rates (how they do), which avoids Simpson's paradox.
+Errors by Cochran-Mantel-Haenszel over strata; durations by Mann-Whitney and Cliff's delta within operations; and
+Kitagawa's decomposition says how much of the difference of error rates and of slow spans (longer than the 95th
+percentile of B) is the mix (who is there) and how much the rates (how they do), which avoids Simpson's paradox.
 """
 
 from __future__ import annotations
@@ -70,7 +70,8 @@ def compare(sandbox: Sandbox, window: Window, first: str, second: str) -> Compar
     for where, side in ((first, "a"), (second, "b")):
         if cells.filter(pl.col("side") == side).is_empty():
             raise OperatorError(
-                f"--{side} {where!r} selects no span of {window.start:%Y-%m-%d %H:%M} to {window.end:%Y-%m-%d %H:%M} UTC; "
+                f"--{side} {where!r} selects no span of {window.start:%Y-%m-%d %H:%M} to {window.end:%Y-%m-%d %H:%M} "
+                "UTC; "
                 "expected some, to compare"
             )
     threshold = _threshold(cells)
@@ -156,6 +157,7 @@ def _sentence(operations: pl.DataFrame, slow: Split, errors: Split, odds: float,
         f"A against B, tenant by tenant and operation by operation: {error_words}{certain}; most different is "
         f"{top['operation']} of {top['service_name']}, {word} in A (p95 {duration(top['p95_ns_a'])} against "
         f"{duration(top['p95_ns_b'])}, Cliff's delta {top['cliffs_delta']:+.2f}). Spans that are slow by B's measure: "
-        f"{100 * slow.difference:+.2f} points, of which {100 * slow.by_rates:+.2f} are rates and {100 * slow.by_mix:+.2f} the "
+        f"{100 * slow.difference:+.2f} points, of which {100 * slow.by_rates:+.2f} are rates and "
+        f"{100 * slow.by_mix:+.2f} the "
         f"mix; errors: {100 * errors.difference:+.2f} points, of which {100 * errors.by_rates:+.2f} are rates."
     )

@@ -1,8 +1,8 @@
 """Versions: the new one against the old, at the same time where both run, else against what was usual before.
 
 A change of version is a change of state and may be a cause. New against old concurrently, stratified by region and
-operation (Cochran-Mantel-Haenszel), needs no assumption about what else happened then; where the old version is gone the
-baseline of the same operations takes its place, and the finding says so.
+operation (Cochran-Mantel-Haenszel), needs no assumption about what else happened then; where the old version is gone
+the baseline of the same operations takes its place, and the finding says so.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ NEW_MINUTES_MAX = 90
 _RUNNING_BEFORE_MIN = 5
 _CONCURRENT_SHARE_MIN = 0.02
 _ODDS_LOW_MIN = 1.2
-_BROAD = 0.6
+_EXCESS_MIN = 6
 
 
 @dataclass(frozen=True)
@@ -79,10 +79,12 @@ def _judged(scene: Scene, release: Release, what: str) -> Finding | None:
     observed, expected, trials = (
         float(array[is_new][:, since:].sum()) for array in (measure.observed, measure.expected, measure.trials)
     )
-    if trials < scene.config.volume_min or observed - expected < 10:
+    if trials < scene.config.volume_min or observed - expected < _EXCESS_MIN:
         return None
     events, tried = _tables(scene, what, is_new, is_old, since)
-    concurrent = tried[:, 1].sum() >= _CONCURRENT_SHARE_MIN * tried.sum() and tried[:, 1].sum() >= scene.config.volume_min
+    concurrent = (
+        tried[:, 1].sum() >= _CONCURRENT_SHARE_MIN * tried.sum() and tried[:, 1].sum() >= scene.config.volume_min
+    )
     if not concurrent:
         events[:, 1], tried[:, 1] = _usual(scene, what, of_service, release.first)
     p, odds, low, high = telling.stratified_test(events, tried)

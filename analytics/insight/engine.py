@@ -5,7 +5,21 @@ from __future__ import annotations
 from collections.abc import Callable
 from datetime import datetime, timedelta
 
-from analytics.insight import clocks, deploys, hosts, keys, lookups, mix, places, topics, traffic, trends
+from analytics.insight import (
+    clocks,
+    compositions,
+    deploys,
+    forecasting,
+    hosts,
+    keys,
+    lookups,
+    mix,
+    objectives,
+    places,
+    topics,
+    traffic,
+    trends,
+)
 from analytics.insight.evidence import Evidence
 from analytics.insight.finding import Finding
 from analytics.insight.folding import fold
@@ -23,6 +37,9 @@ DETECTORS: tuple[Callable[[Scene], list[Finding]], ...] = (
     clocks.find,
     trends.find,
     mix.find,
+    compositions.find,
+    objectives.find,
+    forecasting.find,
 )
 
 

@@ -29,12 +29,10 @@ BUCKETS_PER_CELL = 8
 """Buckets of the rollups that a cell holds: its bounds lie a factor of 1.17 apart."""
 
 COUNTS = ("count", "errors", "hits", "misses", "busy_ns", "unknown_weight_count")
-ROWS_SCHEMA = pl.Schema(
-    {"minute": pl.Datetime("us"), "series": pl.UInt32(), **dict.fromkeys(COUNTS, pl.Int64())}
-)
-CELLS_SCHEMA = pl.Schema(
-    {"minute": pl.Datetime("us"), "series": pl.UInt32(), "cell": pl.Int16(), "spans": pl.UInt32()}
-)
+ROWS_SCHEMA = pl.Schema({"minute": pl.Datetime("us"), "series": pl.UInt32(), **dict.fromkeys(COUNTS, pl.Int64())})
+CELLS_SCHEMA = pl.Schema({"minute": pl.Datetime("us"), "series": pl.UInt32(), "cell": pl.Int16(), "spans": pl.UInt32()})
+HOURLY_SCHEMA = pl.Schema({"minute": pl.Datetime("us"), "region": pl.String(), "count": pl.Int64()})
+"""Served spans by whole hour (`minute` is its start) and region, for forecasts; only the lake knows days of it."""
 _MEASURES = ("start_time", "duration_ns", "status", "cache_hit", "sample_weight")
 
 
@@ -42,9 +40,9 @@ _MEASURES = ("start_time", "duration_ns", "status", "cache_hit", "sample_weight"
 class Grain:
     """Counts by minute of one set of dimensions.
 
-    `keys`: the dimensions (String), a row a series. `rows`: ROWS_SCHEMA, a row a minute and series (the number of a row of
-    `keys`); busy_ns is the sum of durations. `cells`: CELLS_SCHEMA, spans by duration (BUCKETS_PER_CELL buckets each);
-    none where nothing is asked of durations.
+    `keys`: the dimensions (String), a row a series. `rows`: ROWS_SCHEMA, a row a minute and series (the number of a
+    row of `keys`); busy_ns is the sum of durations. `cells`: CELLS_SCHEMA, spans by duration (BUCKETS_PER_CELL
+    buckets each); none where nothing is asked of durations.
     """
 
     dimensions: tuple[str, ...]
@@ -115,6 +113,8 @@ class Evidence:
     hot_keys: pl.DataFrame
     skew: pl.DataFrame
     exemplars: pl.DataFrame
+    demand: pl.DataFrame
+    hourly: pl.DataFrame
 
     @classmethod
     def empty(cls) -> Evidence:
@@ -126,6 +126,8 @@ class Evidence:
             traced.HOT_KEYS_SCHEMA.to_frame(),
             traced.SKEW_SCHEMA.to_frame(),
             traced.EXEMPLARS_SCHEMA.to_frame(),
+            traced.DEMAND_SCHEMA.to_frame(),
+            HOURLY_SCHEMA.to_frame(),
         )
 
     @classmethod
@@ -140,9 +142,10 @@ class Evidence:
         return self.between(None, time)
 
     def between(self, start: datetime | None, end: datetime | None) -> Evidence:
-        """What the minutes from `start` up to `end` (aware) tell."""
+        """What the minutes from `start` up to `end` (aware) tell; of hours, what is before `end`."""
         bounds = tuple(time.replace(tzinfo=None) if time else None for time in (start, end))
-        return Evidence(**{name: _part(getattr(self, name), *bounds) for name in _FIELDS})
+        parts = {name: _part(getattr(self, name), *bounds) for name in _FIELDS if name != "hourly"}
+        return Evidence(**parts, hourly=_between(self.hourly, None, bounds[1]))  # type: ignore[arg-type]
 
     @property
     def first_minute(self) -> datetime | None:
@@ -164,9 +167,7 @@ def of_spans(spans: pl.DataFrame) -> Evidence:
         return Evidence.empty()
     names = {*BASE, *HOST, *VERSION, *DESTINATION, *ERROR, *_MEASURES}
     kinds = {"cache_hit": pl.Boolean(), "sample_weight": pl.Float64()}
-    missing = [
-        pl.lit(None, kinds.get(name, pl.String())).alias(name) for name in sorted(names - set(spans.columns))
-    ]
+    missing = [pl.lit(None, kinds.get(name, pl.String())).alias(name) for name in sorted(names - set(spans.columns))]
     prepared = (
         spans.lazy()
         .with_columns(missing)
@@ -182,8 +183,9 @@ def of_spans(spans: pl.DataFrame) -> Evidence:
     grains = [Grain.of_spans(prepared, dimensions) for dimensions in (BASE, HOST, VERSION, DESTINATION, ERROR)]
     deliveries, delivery_cells = traced.deliveries(spans)
     return Evidence(
-        *grains, deliveries, delivery_cells, traced.hot_keys(spans), traced.skew(spans), traced.exemplars(spans)
-    )
+        *grains, deliveries, delivery_cells, traced.hot_keys(spans), traced.skew(spans), traced.exemplars(spans),
+        traced.demand(spans), HOURLY_SCHEMA.to_frame(),
+    )  # fmt: skip
 
 
 _FIELDS = tuple(field.name for field in fields(Evidence))

@@ -1,9 +1,10 @@
 """What a selection of spans has that the others have not: differences of shares, attribute by attribute.
 
-After Honeycomb's BubbleUp, over all spans of the window, weighted by their sampling: for each value of each attribute its
-share among the selected less that among the others. Attributes of which nearly every span has a value of its own (ids) say
-nothing and are left out. Differences are tested as two proportions (Agresti and Caffo 2000) with the effective numbers of
-spans, (sum of weights)^2 / sum of squared weights (Kish), and corrected over all values (Benjamini and Hochberg).
+After Honeycomb's BubbleUp, over all spans of the window, weighted by their sampling: for each value of each attribute
+its share among the selected less that among the others. Attributes of which nearly every span has a value of its own
+(ids) say nothing and are left out. Differences are tested as two proportions (Agresti and Caffo 2000) with the
+effective numbers of spans, (sum of weights)^2 / sum of squared weights (Kish), and corrected over all values
+(Benjamini and Hochberg).
 """
 
 from __future__ import annotations
@@ -44,7 +45,8 @@ def explain(sandbox: Sandbox, window: Window, where: str, rows_max: int = 20) ->
     if len(sides) < 2:
         everything = True in sides
         raise OperatorError(
-            f"--where {where!r} selects {'every span' if everything else 'no span'} of {window.start:%Y-%m-%d %H:%M} to "
+            f"--where {where!r} selects {'every span' if everything else 'no span'} of {window.start:%Y-%m-%d %H:%M} "
+            "to "
             f"{window.end:%Y-%m-%d %H:%M} UTC; expected a part of them, to compare with the others"
         )
     spans = sum(int(side["spans"]) for side in sides.values())
@@ -126,13 +128,11 @@ def _ranked(counted: pl.DataFrame, sides: dict[bool, dict[str, float]], rows_max
         return pl.DataFrame(schema=_SCHEMA)
     n = {side: row["total"] ** 2 / row["squares"] for side, row in sides.items()}
     p = [
-        _p(float(a), n[True], float(b), n[False])
-        for a, b in rows.select("share_selected", "share_others").iter_rows()
+        _p(float(a), n[True], float(b), n[False]) for a, b in rows.select("share_selected", "share_others").iter_rows()
     ]
     corrected = multipletests(p, method="fdr_bh")[1]
-    return rows.with_columns(p_corrected=pl.Series(corrected)).filter(pl.col("p_corrected") <= 0.01).head(rows_max).select(
-        _SCHEMA
-    )  # fmt: skip
+    told = rows.with_columns(p_corrected=pl.Series(corrected)).filter(pl.col("p_corrected") <= 0.01)
+    return told.head(rows_max).select(list(_SCHEMA))
 
 
 def _p(share: float, n: float, other: float, m: float) -> float:

@@ -11,7 +11,9 @@ from datetime import timedelta
 
 from analytics.insight.finding import Finding
 
-SYMPTOMS = frozenset({"latency", "errors", "region_slow", "region_errors", "slo_burn", "blast_radius", "mix_shift", "forecast"})
+SYMPTOMS = frozenset(
+    {"latency", "errors", "region_slow", "region_errors", "slo_burn", "blast_radius", "mix_shift", "forecast"}
+)
 EXPLAINS: dict[str, frozenset[str]] = {
     "deploy": SYMPTOMS | {"instance", "retry_storm", "traffic_surge", "exhaustion", "hit_ratio", "noisy_neighbour"},
     "hot_key": SYMPTOMS | {"instance", "burst", "hit_ratio", "noisy_neighbour", "traffic_surge", "exhaustion"},
@@ -23,9 +25,16 @@ EXPLAINS: dict[str, frozenset[str]] = {
     "lost_deliveries": frozenset({"errors", "traffic_drop", "delivery_lag", "slo_burn", "blast_radius"}),
     "delivery_lag": frozenset({"latency", "region_slow", "slo_burn", "traffic_drop", "mix_shift"}),
     "clock_skew": frozenset({"delivery_lag", "instance", "mix_shift"}),
-    "burst": frozenset({"latency", "errors", "slo_burn", "blast_radius", "mix_shift", "hit_ratio", "traffic_surge"}),
-    "region_errors": frozenset({"errors", "slo_burn", "blast_radius", "traffic_drop", "latency", "region_slow", "mix_shift"}),
-    "region_slow": frozenset({"latency", "slo_burn", "blast_radius", "mix_shift", "errors", "region_errors", "delivery_lag"}),
+    "mix_shift": frozenset({"burst", "traffic_drop", "traffic_surge", "mix_shift"}),
+    "burst": frozenset(
+        {"latency", "errors", "instance", "slo_burn", "blast_radius", "hit_ratio", "traffic_surge"}
+    ),
+    "region_errors": frozenset(
+        {"errors", "slo_burn", "blast_radius", "traffic_drop", "latency", "region_slow", "mix_shift"}
+    ),
+    "region_slow": frozenset(
+        {"latency", "slo_burn", "blast_radius", "mix_shift", "errors", "region_errors", "delivery_lag"}
+    ),
     "errors": frozenset({"slo_burn", "blast_radius", "latency"}),
     "latency": frozenset({"slo_burn", "blast_radius", "mix_shift"}),
     "slo_burn": frozenset({"blast_radius"}),
@@ -63,7 +72,9 @@ def explains(cause: Finding, symptom: Finding) -> bool:
         return False
     if None not in (cause.region, symptom.region) and cause.region != symptom.region:
         return False
-    if cause.kind == "burst" and symptom.tenant_scope != cause.tenant_scope:
+    if cause.kind == "burst" and symptom.tenant_scope not in (None, cause.tenant_scope):
+        return False
+    if cause.kind == "mix_shift" and (symptom.tenant_scope or "") not in ("", *cause.tenants):
         return False
     if cause.kind == "hot_key" and not _by_the_same(cause, symptom):
         return False
@@ -82,7 +93,15 @@ def _merged(found: list[Finding]) -> list[Finding]:
     groups: dict[tuple[object, ...], list[Finding]] = {}
     for finding in found:
         place = finding.place
-        key = (finding.kind, place.service, place.operation, place.host, place.version, place.destination, finding.tenant_scope)
+        key = (
+            finding.kind,
+            place.service,
+            place.operation,
+            place.host,
+            place.version,
+            place.destination,
+            finding.tenant_scope,
+        )
         groups.setdefault(key, []).append(finding)
     merged = []
     for group in groups.values():
@@ -110,6 +129,6 @@ def _with_symptoms(node: _Node) -> Finding:
         return node.finding
     phrases = tuple(dict.fromkeys(f"{one.kind} {one.place.words()}" for one in node.symptoms))
     score = max(node.finding.score, *(one.score for one in node.symptoms)) + 0.1 * min(len(phrases), 5)
-    tenants = tuple(dict.fromkeys([*node.finding.tenants, *(t for one in node.symptoms for t in one.tenants)]))
+    tenants = node.finding.tenants or tuple(dict.fromkeys(t for one in node.symptoms for t in one.tenants))
     exemplars = node.finding.exemplars or next((one.exemplars for one in node.symptoms if one.exemplars), ())
     return replace(node.finding, symptoms=phrases, score=round(score, 3), tenants=tenants, exemplars=exemplars)

@@ -1,10 +1,11 @@
 """Hosts that differ from their peers, and the noisy neighbours that make them so.
 
 Noisy neighbour, after CPI2 (Zhang et al., EuroSys 2013): the victims' series is the share of slow spans of *all other*
-tenants on the host; a suspect's usage is its offered load there, in seconds of work a second at the durations of its own
-baseline (Little's law), so that the slowness itself does not count as usage. Suspects are ranked by the correlation of
-usage and victims' excess; it is confirmed by a permutation test over circular shifts of the series, which keeps their
-autocorrelation, corrected over all suspects (Benjamini and Hochberg). A suspect's load must not rise after the victims'.
+tenants on the host; a suspect's usage is its offered load there, in seconds of work a second at the durations of its
+own baseline (Little's law), so that the slowness itself does not count as usage. Suspects are ranked by the
+correlation of usage and victims' excess; it is confirmed by a permutation test over circular shifts of the series,
+which keeps their autocorrelation, corrected over all suspects (Benjamini and Hochberg). A suspect's load must not
+rise after the victims'.
 """
 
 from __future__ import annotations
@@ -79,7 +80,9 @@ def _peers(groups: Groups) -> Bools:
     for index in np.flatnonzero(groups.flagged):
         same = of == of[index]
         since = int(scan.since[index])
-        observed, expected = (array[same][:, since:].sum() for array in (groups.measure.observed, groups.measure.expected))
+        observed, expected = (
+            array[same][:, since:].sum() for array in (groups.measure.observed, groups.measure.expected)
+        )
         positive = np.maximum((groups.measure.observed - groups.measure.expected)[same][:, since:].sum(1), 0).sum()
         others_observed = observed - groups.measure.observed[index, since:].sum()
         others_expected = expected - groups.measure.expected[index, since:].sum()
@@ -111,7 +114,9 @@ def _host(scene: Scene, groups: Groups, index: int, what: str, measure: Measure,
         float(groups.p_corrected[index]), float(scan.trials[index]), telling.unknown_share(panel, which, since),
     )  # fmt: skip
     kind, weight = "instance", 5.0
-    sentence = f"{service} on host {host} in {region} differs from its peers {begin}: {figure}; {hurt.words()} are hurt."
+    sentence = (
+        f"{service} on host {host} in {region} differs from its peers {begin}: {figure}; {hurt.words()} are hurt."
+    )
     if culprit:
         kind, weight = "noisy_neighbour", 6.0
         confidence = telling.confidence(
@@ -119,7 +124,8 @@ def _host(scene: Scene, groups: Groups, index: int, what: str, measure: Measure,
             float(scan.trials[index]), telling.unknown_share(panel, which, since),
         )  # fmt: skip
         sentence = (
-            f"The load of tenant {culprit.tenant} on host {host} ({service} in {region}) is {culprit.load_ratio:.1f} times "
+            f"The load of tenant {culprit.tenant} on host {host} ({service} in {region}) is {culprit.load_ratio:.1f} "
+            "times "
             f"the usual and correlates ({culprit.correlation:.2f}) with slower spans of the others there {begin}: "
             f"{figure}; {hurt.words()} are hurt."
         )

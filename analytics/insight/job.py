@@ -1,15 +1,16 @@
 """The job of insight: each whole minute once into table `findings`, and told to whom it concerns.
 
-Its mark in table `progress` is a minute (since the Unix epoch), not a snapshot: a minute is judged once, GRACE after its
-end, when exporters, seal and rollup have had their time; spans that come later still count as history. Rows and mark are
-committed together. What was seen before is kept in memory, so that a minute costs one minute of reading; after a start
-the last minutes are looked at again without being written.
+Its mark in table `progress` is a minute (since the Unix epoch), not a snapshot: a minute is judged once, GRACE after
+its end, when exporters, seal and rollup have had their time; spans that come later still count as history. Rows and
+mark are committed together. What was seen before is kept in memory, so that a minute costs one minute of reading;
+after a start the last minutes are looked at again without being written.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 from analytics.insight.engine import findings
@@ -92,8 +93,11 @@ class InsightJob:
         start = until - self._config.history_minutes * MINUTE
         known = max(start, self._known_until - _REREAD_MINUTES * MINUTE) if self._known_until else start
         with self._lake.read() as reader:
-            new = load(reader, known, until)
-        self._evidence = Evidence.concat([self._evidence.between(start, known), new]) if known > start else new
+            new = load(reader, known, until, with_hours=until.minute == 0 or known == start)
+        if known > start:
+            hourly = new.hourly if new.hourly.height else self._evidence.hourly
+            new = replace(Evidence.concat([self._evidence.between(start, known), new]), hourly=hourly)
+        self._evidence = new
         self._known_until = until
 
 

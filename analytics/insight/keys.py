@@ -31,7 +31,9 @@ def find(scene: Scene) -> list[Finding]:
         .agg(pl.col("total").unique().sum(), top=pl.col("count").max())
         .with_columns(pl.col("top") / pl.col("total"))
         .group_by(_BY)
-        .agg(usual=(pl.col("top") * pl.col("total")).sum() / pl.col("total").sum(), busiest=pl.col("top").quantile(0.95))
+        .agg(
+            usual=(pl.col("top") * pl.col("total")).sum() / pl.col("total").sum(), busiest=pl.col("top").quantile(0.95)
+        )
     )
     total = totals.filter(recent).group_by(_BY).agg(pl.col("total").sum())
     now = (
@@ -73,14 +75,15 @@ def _told(scene: Scene, known: pl.DataFrame, row: dict[str, object], tests: int)
     effect = Effect("top_key_share", share, usual, share / max(usual, 1e-6))
     place = Place(region, str(row["service_name"]), host=_one(row["host"]), destination=destination)
     sentence = (
-        f"One key ({key}) draws {telling.percent(share)} of the lookups of tenant {tenant} in {destination} in {region} "
+        f"One key ({key}) draws {telling.percent(share)} of the lookups of tenant {tenant} in {destination} in "
+        f"{region} "
         f"since {scene.span.time(since):%H:%M}; the hottest key usually draws {telling.percent(usual)}."
     )
     return Finding(
         "hot_key", place, "warning", telling.score(5.0, effect.ratio, count), telling.aware(scene, since), scene.until,
         effect, telling.confidence("binomial test of the key's share, Bonferroni-corrected", p, corrected, total),
         sentence, (tenant,), (f"key={key}", f"tenant={tenant}"), tenant_scope=tenant,
-        exemplars=telling.exemplars(scene, Place(region, str(row["service_name"])), since, errors=False, tenants=(tenant,)),
+        exemplars=telling.exemplars(scene, Place(region, place.service), since, errors=False, tenants=(tenant,)),
         sql=telling.sql_of(scene, Place(region, destination=destination), since, "rollup_destination_1m"),
     )  # fmt: skip
 

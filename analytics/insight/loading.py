@@ -1,7 +1,7 @@
 """Evidence from the lake: what the rollups and the tables of traces hold, and raw spans of a few minutes for clocks.
 
-Tables that are not there (a set of dimensions that is not configured, traces that are not rolled up) are empty frames: the
-detectors that need them find nothing.
+Tables that are not there (a set of dimensions that is not configured, traces that are not rolled up) are empty
+frames: the detectors that need them find nothing.
 """
 
 from __future__ import annotations
@@ -12,13 +12,14 @@ from datetime import UTC, datetime, timedelta
 
 import polars as pl
 
-from analytics.insight import traced
+from analytics.insight import forecasting, traced
 from analytics.insight.evidence import (
     BASE,
     BUCKETS_PER_CELL,
     DESTINATION,
     ERROR,
     HOST,
+    HOURLY_SCHEMA,
     VERSION,
     WITH_CELLS,
     Evidence,
@@ -40,18 +41,26 @@ _LABELLED = {"host", "service_version", "service_instance_id", "destination", "e
 
 
 def load(
-    reader: Reader, start: datetime, until: datetime, region: str | None = None, tenant: str | None = None
+    reader: Reader,
+    start: datetime,
+    until: datetime,
+    region: str | None = None,
+    tenant: str | None = None,
+    *,
+    with_hours: bool = True,
 ) -> Evidence:
     """What the minutes from `start` up to `until` (aware UTC, whole minutes) tell, of one region or tenant where given.
 
-    Clocks are looked at by SKEW_MINUTES at both ends. Raises duckdb.Error where the lake cannot be read.
+    `with_hours`: the hours of the last days too. Clocks are looked at by SKEW_MINUTES at both ends. Raises
+    duckdb.Error where the lake cannot be read.
     """
     source = _Source(reader, start.astimezone(UTC), until.astimezone(UTC), region, tenant)
     grains = {name: source.grain(table, dimensions) for name, (table, dimensions) in TABLES.items()}
     deliveries, cells = source.deliveries()
     return replace(
         Evidence.empty(), **grains, deliveries=deliveries, delivery_cells=cells, hot_keys=source.hot_keys(),
-        exemplars=source.exemplars(), skew=source.skew(),
+        exemplars=source.exemplars(), skew=source.skew(), demand=source.demand(),
+        hourly=source.hourly() if with_hours else Evidence.empty().hourly,
     )  # type: ignore[arg-type]  # fmt: skip
 
 
@@ -68,7 +77,9 @@ def _tables(reader: Reader) -> set[str]:
 
 
 class _Source:
-    def __init__(self, reader: Reader, start: datetime, until: datetime, region: str | None, tenant: str | None) -> None:
+    def __init__(
+        self, reader: Reader, start: datetime, until: datetime, region: str | None, tenant: str | None
+    ) -> None:
         self._reader = reader
         self._start, self._until = start.replace(tzinfo=None), until.replace(tzinfo=None)
         self._region, self._tenant = region, tenant
@@ -82,7 +93,8 @@ class _Source:
         where = " AND ".join([scope, *known])
         rows = self._reader.frame(
             f"SELECT window_start AS minute, {names}, sum(count)::BIGINT AS count, sum(errors)::BIGINT AS errors, "
-            "sum(hits)::BIGINT AS hits, sum(misses)::BIGINT AS misses, sum(duration_sum_ns)::DOUBLE::BIGINT AS busy_ns, "
+            "sum(hits)::BIGINT AS hits, sum(misses)::BIGINT AS misses, sum(duration_sum_ns)::DOUBLE::BIGINT AS "
+            "busy_ns, "
             f"sum(unknown_weight_count)::BIGINT AS unknown_weight_count FROM {table} WHERE {where} GROUP BY ALL",
             values,
         )
@@ -96,20 +108,51 @@ class _Source:
         )
         return Grain.of_counts(dimensions, rows, cells)
 
+    def demand(self) -> pl.DataFrame:
+        if "rollup_1m" not in self._present:
+            return traced.DEMAND_SCHEMA.to_frame()
+        scope, values = self._scope("window_start", ("region", "tenant"))
+        served = f"FROM rollup_1m WHERE {scope} AND kind IN ('server', 'consumer')"
+        (count,) = self._reader.row(f"SELECT count(*) {served}", values)
+        source = served if count else f"FROM rollup_1m WHERE {scope}"
+        seconds = "unnest(map_keys(second_counts)) AS second, unnest(map_values(second_counts)) AS spans"
+        by_slot = self._reader.frame(
+            f"SELECT minute, region, tenant, second // {60 // traced.SLOTS} AS slot, sum(spans)::BIGINT AS count FROM "
+            f"(SELECT window_start AS minute, region, tenant, {seconds} {source}) GROUP BY ALL",
+            values,
+        )
+        return traced.steady(by_slot)
+
+    def hourly(self) -> pl.DataFrame:
+        if "rollup_1h" not in self._present:
+            return HOURLY_SCHEMA.to_frame()
+        end = self._until.replace(minute=0)
+        scope, values = self._scope(
+            "window_start", ("region", "tenant"), end - timedelta(hours=forecasting.HISTORY_HOURS), end
+        )
+        found = self._reader.frame(
+            "SELECT window_start AS minute, region, sum(count)::BIGINT AS count FROM rollup_1h "
+            f"WHERE {scope} AND kind IN ('server', 'consumer') GROUP BY ALL",
+            values,
+        )
+        return _as(found, HOURLY_SCHEMA)
+
     def deliveries(self) -> tuple[pl.DataFrame, pl.DataFrame]:
         if "deliveries_1m" not in self._present:
             return traced.DELIVERIES_SCHEMA.to_frame(), traced.DELIVERY_CELLS_SCHEMA.to_frame()
         by, (scope, values) = "minute, region, tenant, destination", self._scope("window_start", ("region", "tenant"))
         source = f"(SELECT *, window_start AS minute FROM deliveries_1m WHERE {scope})"
         counts = self._reader.frame(
-            f"SELECT {by}, sum(messages)::BIGINT AS messages, sum(deliveries)::BIGINT AS deliveries FROM {source} GROUP BY ALL",
+            f"SELECT {by}, sum(messages)::BIGINT AS messages, sum(deliveries)::BIGINT AS deliveries FROM {source} "
+            "GROUP BY ALL",
             values,
         )
         entries = "unnest(map_keys(lag_buckets)) AS bucket, unnest(map_values(lag_buckets)) AS spans"
         cells = self._reader.frame(
             f"SELECT {by}, {_cell('bucket', traced.LAG_CELL_BUCKETS)} AS cell, sum(spans)::BIGINT AS spans "
-            f"FROM (SELECT {by}, {entries} FROM {source}) GROUP BY ALL "
-            f"UNION ALL SELECT {by}, -1, sum(negative_lags)::BIGINT FROM {source} WHERE negative_lags <> 0 GROUP BY ALL",
+            f"FROM (SELECT {by}, {entries} FROM {source}) GROUP BY ALL HAVING sum(spans) <> 0 "
+            f"UNION ALL SELECT {by}, -1, sum(negative_lags)::BIGINT FROM {source} WHERE negative_lags <> 0 GROUP BY "
+            "ALL",
             values,
         )
         return _as(counts, traced.DELIVERIES_SCHEMA), _as(cells, traced.DELIVERY_CELLS_SCHEMA)
@@ -121,7 +164,8 @@ class _Source:
         found = self._reader.frame(
             "WITH counters AS (SELECT window_start AS minute, region, tenant, destination, service_name, keyed, "
             f"unnest(map_entries(key_counts)) AS counter FROM hot_keys_1m WHERE {scope} AND kind = 'server'), "
-            "keys AS (SELECT minute, region, tenant, destination, service_name, NULL::VARCHAR AS host, counter.key AS key, "
+            "keys AS (SELECT minute, region, tenant, destination, service_name, NULL::VARCHAR AS host, counter.key "
+            "AS key, "
             "sum(counter.value)::BIGINT AS count FROM counters GROUP BY ALL), "
             "totals AS (SELECT window_start AS minute, region, tenant, destination, sum(keyed)::BIGINT AS total "
             f"FROM hot_keys_1m WHERE {scope} AND kind = 'server' GROUP BY ALL) "

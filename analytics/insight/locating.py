@@ -19,8 +19,8 @@ def locate(
 ) -> tuple[dict[str, str], Bools]:
     """Narrow down series (rows of `keys`, with their excess and expected events) to where the excess is.
 
-    Dimensions are tried in order, and again after one has narrowed the rest. Returns the value of each dimension that was
-    narrowed down, and which series are left.
+    Dimensions are tried in order, and again after one has narrowed the rest. Returns the value of each dimension that
+    was narrowed down, and which series are left.
     """
     found: dict[str, str] = {}
     inside = np.ones(len(excess), dtype=bool)

@@ -23,7 +23,8 @@ class NoHistoryError(SpanlakeError):
 def look_back(
     lake: Lake, window: Window, config: InsightConfig, region: str | None = None, tenant: str | None = None
 ) -> list[Finding]:
-    """Findings of `window`, most important first; `state` is 'ongoing' for those still seen at its end, else 'resolved'.
+    """Findings of `window`, most important first; `state` is 'ongoing' for those still seen at its end, else
+    'resolved'.
 
     Looks at _LOOKS_MAX moments of the window at most, two in a row of which must agree. Raises NoHistoryError.
     """
@@ -40,11 +41,15 @@ def look_back(
     seen: dict[str, tuple[int, Finding]] = {}
     before: set[str] = set()
     for number, moment in enumerate(moments):
-        found = {one.identity: one for one in findings(evidence.until(moment), moment, window.end - window.start, config)}
+        found = {
+            one.identity: one for one in findings(evidence.until(moment), moment, window.end - window.start, config)
+        }
         for identity, one in found.items():
             if identity in before or len(moments) == 1:
                 since = min(one.since, seen[identity][1].since) if identity in seen else one.since
                 seen[identity] = (number, replace(one, since=since))
         before = set(found)
-    told = [replace(one, state="ongoing" if number == len(moments) - 1 else "resolved") for number, one in seen.values()]
+    told = [
+        replace(one, state="ongoing" if number == len(moments) - 1 else "resolved") for number, one in seen.values()
+    ]
     return sorted(told, key=lambda one: (one.state == "resolved", -one.score))

@@ -52,18 +52,38 @@ def find(scene: Scene) -> list[Finding]:
     shares = _by_minute(crude, trials, of, keys.height)
     for index in range(keys.height):
         mine = of == index
-        now, usual = (float(crude[mine][:, part].sum() / max(trials[mine][:, part].sum(), 1)) for part in (minutes, before))
+        now, usual = (
+            float(crude[mine][:, part].sum() / max(trials[mine][:, part].sum(), 1)) for part in (minutes, before)
+        )
         if trials[mine][:, minutes].sum() < scene.config.volume_min or now < _RATIO_MIN * usual:
             continue
         noise = 1.4826 * float(np.median(np.abs(shares[index, before] - np.median(shares[index, before]))))
         if now - usual < _DEVIATION_MIN * max(noise, 1e-4):
             continue
-        sums = [np.stack([array[mine][:, part].sum(1) for part in (minutes, before)], axis=1) for array in (crude, trials)]
+        sums = [
+            np.stack([array[mine][:, part].sum(1) for part in (minutes, before)], axis=1) for array in (crude, trials)
+        ]
         by_rates, by_mix = kitagawa(sums[0], sums[1])
         if by_mix < _MIX_SHARE_MIN * (by_rates + by_mix):
             continue
-        found.append(_told(scene, keys.row(index), now, usual, by_mix / max(by_rates + by_mix, 1e-9), noise, shares[index]))
+        found.append(
+            _told(scene, keys.row(index), now, usual, by_mix / max(by_rates + by_mix, 1e-9), noise, shares[index])
+        )
     return found
+
+
+def by_mix_of(scene: Scene, region: str, since: int) -> tuple[float, float]:
+    """The change of a region's share of slow served spans since then, by rates and by mix (see `kitagawa`)."""
+    panel = scene.panel("base")
+    which = panel.keys["kind"].is_in(_SERVING) & (panel.keys["region"] == region)
+    if not which.any():
+        return 0.0, 0.0
+    sub = panel.where(which)
+    keys, of = sub.groups(("service_name",))
+    crude, trials = sub.beyond(sub.thresholds(of, keys.height)[0][of]), sub.counts["count"]
+    parts = slice(since, None), slice(0, scene.span.baseline)
+    events, tried = (np.stack([array[:, part].sum(1) for part in parts], axis=1) for array in (crude, trials))
+    return kitagawa(events, tried)
 
 
 def _by_minute(crude: Floats, trials: Floats, of: np.ndarray, count: int) -> Floats:
@@ -81,8 +101,10 @@ def _told(
     which = telling.every({"region": region, "service_name": service}, panel.keys)
     effect = Effect("slow_share", now, usual, now / max(usual, 1e-6))
     sentence = (
-        f"{service} in {region} looks slow since {scene.span.time(since):%H:%M} and is not: {telling.percent(now)} of its "
-        f"spans take long (usually {telling.percent(usual)}), and {telling.percent(by_mix)} of that change is the mix of "
+        f"{service} in {region} looks slow since {scene.span.time(since):%H:%M} and is not: {telling.percent(now)} of "
+        "its "
+        f"spans take long (usually {telling.percent(usual)}), and {telling.percent(by_mix)} of that change is the mix "
+        "of "
         "tenants and operations; each of them is about as fast as before."
     )
     excess = (now - usual) * float(panel.counts["count"][which][:, since:].sum())

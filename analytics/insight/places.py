@@ -12,6 +12,7 @@ import numpy as np
 import polars as pl
 
 from analytics.insight import telling
+from analytics.insight.changes import began
 from analytics.insight.finding import Finding, Kind, Place
 from analytics.insight.locating import locate
 from analytics.insight.panel import Bools, Floats, Measure, Panel
@@ -28,6 +29,7 @@ _OWN_TIME_SHARE = 0.6
 _BROAD = 0.5
 _EFFECT_MIN = 1.25
 _ERRORS_MIN = 0.003
+_GOES_ON = 0.35
 
 
 @dataclass(frozen=True)
@@ -60,7 +62,7 @@ def troubles(scene: Scene, whats: tuple[str, ...]) -> list[Trouble]:
             for index in np.flatnonzero(groups.flagged):
                 region = groups.keys["region"][int(index)]
                 z = float(groups.scan.z[index])
-                if region not in best or z > best[region].z:
+                if region not in best or (z > best[region].z and (what == best[region].what or what != "very_slow")):
                     best[region] = _trouble(groups, int(index), what, region, panel)
     return list(best.values())
 
@@ -68,8 +70,9 @@ def troubles(scene: Scene, whats: tuple[str, ...]) -> list[Trouble]:
 def _trouble(groups: Groups, index: int, what: str, region: str, panel: Panel) -> Trouble:
     scan = groups.scan
     which = (panel.keys["region"] == region).to_numpy()
+    since = began(scan.residuals[index], int(scan.since[index]))
     return Trouble(
-        region, what, int(scan.since[index]), which, float(scan.z[index]), float(scan.p[index]),
+        region, what, since, which, float(scan.z[index]), float(scan.p[index]),
         float(groups.p_corrected[index]),
     )  # fmt: skip
 
@@ -94,7 +97,8 @@ def _latency(scene: Scene, trouble: Trouble) -> Finding | None:
         operation = deeper.get("operation")
         own[own] = left
         which = own
-    effect = telling.latency_effect(panel, which, trouble.since, trouble.what)
+    worst = _worst_operation(panel, measure, which, trouble.since)
+    effect = telling.latency_effect(panel, worst, trouble.since, trouble.what)
     hurt = telling.impact(scene, panel, measure, which, trouble.since)
     tenant = located.get("tenant")
     broad = tenant is None and slow in (None, _NETWORK) and hurt.share >= _BROAD
@@ -103,8 +107,26 @@ def _latency(scene: Scene, trouble: Trouble) -> Finding | None:
     return _told(scene, trouble, kind, place, tenant, hurt, effect, which, slow == _NETWORK)
 
 
+def _worst_operation(panel: Panel, measure: Measure, which: Bools, since: int) -> Bools:
+    """Of the series, those of the one operation that holds most of the excess: durations of different ones do not "
+    "mix."""
+    keys, of = panel.groups(("service_name", "operation", "kind"))
+    excess = _excess(measure.rows(which), since)[0]
+    top = int(np.bincount(of[which], weights=excess, minlength=keys.height).argmax())
+    return which & (of == top)
+
+
+def goes_on(measure: Measure, which: Bools, since: int) -> bool:
+    """Whether the last two minutes still have a good part of the excess that the stretch has on average."""
+    observed, expected = (array[which] for array in (measure.observed, measure.expected))
+    whole = observed[:, since:].sum() / max(expected[:, since:].sum(), 0.5)
+    last = observed[:, -2:].sum() / max(expected[:, -2:].sum(), 0.5)
+    return bool(last - 1 >= _GOES_ON * (whole - 1) and last >= _EFFECT_MIN)
+
+
 def slow_service(scene: Scene, which: Bools, since: int) -> str | None:
-    """The service whose own time holds most of the excess, _NETWORK where calls alone are slow, None where it spreads."""
+    """The service whose own time holds most of the excess, _NETWORK where calls alone are slow, None where it "
+    "spreads."""
     panel = scene.panel("base")
     busy, count = panel.counts["busy_ns"][which], panel.counts["count"][which]
     early = slice(0, scene.span.baseline)
@@ -172,9 +194,9 @@ def _told(
     effect: telling.Effect, which: Bools, network: bool,
 ) -> Finding | None:  # fmt: skip
     errors = trouble.what == "errors"
-    if effect.ratio < _EFFECT_MIN:
-        return None
     panel, measure = scene.panel("base"), scene.measure("base", trouble.what)
+    if effect.ratio < _EFFECT_MIN or not goes_on(measure, which, trouble.since):
+        return None
     if errors:
         p, *_ = telling.stratified_test(*telling.now_and_before(scene, "base", "errors", which, trouble.since))
         test = "Cochran-Mantel-Haenszel, now against the baseline, by operation"
@@ -188,11 +210,13 @@ def _told(
     where = place.words() if place.service else f"the region {place.region}"
     also = ", on the network between services" if network else ""
     figure = times(effect, errors)
-    sentence = f"{where[0].upper()}{where[1:]} {verb}{also} since {scene.span.time(trouble.since):%H:%M}: {figure}; {breadth}."
+    sentence = (
+        f"{where[0].upper()}{where[1:]} {verb}{also} since {scene.span.time(trouble.since):%H:%M}: {figure}; {breadth}."
+    )
     weight = 4.0 if kind.startswith("region") else 3.0
     return Finding(
-        kind, place, telling.severity(effect.ratio, hurt.share), telling.score(weight, effect.ratio, excess, hurt.share),
-        telling.aware(scene, trouble.since), scene.until, effect,
+        kind, place, telling.severity(effect.ratio, hurt.share), telling.score(weight, effect.ratio, excess,
+        hurt.share), telling.aware(scene, trouble.since), scene.until, effect,
         telling.confidence(test, p, max(p, trouble.p_corrected), measure.trials[which][:, trouble.since :].sum(),
                            telling.unknown_share(panel, which, trouble.since)),
         sentence, tenants,

@@ -106,7 +106,8 @@ class Scene:
 
     @cached_property
     def demand(self) -> Measure:
-        """Spans of servers (all spans where there are none) of panel base: expected as many as the baseline's median."""
+        """Spans of servers (all spans where there are none) of panel base: expected as many as the baseline's "
+        "median."""
         panel = self.panel("base")
         served = panel.keys["kind"].is_in(["server", "consumer"]).to_numpy()
         count = panel.counts["count"] * (served if served.any() else np.ones(panel.size))[:, None]

@@ -60,7 +60,11 @@ def _flagged(
 ) -> Iterator[tuple[float, Groups, int]]:
     for level in levels:
         names = keys.select(level).unique(maintain_order=True).with_row_index("group")
-        of = keys.join(names, on=list(level), maintain_order="left", nulls_equal=True)["group"].to_numpy().astype(np.intp)
+        of = (
+            keys.join(names, on=list(level), maintain_order="left", nulls_equal=True)["group"]
+            .to_numpy()
+            .astype(np.intp)
+        )
         groups = scene.judged(names.drop("group"), of, measure.by(of, names.height), what)
         for index in np.flatnonzero(groups.flagged):
             yield float(groups.scan.z[index]), groups, int(index)

@@ -142,11 +142,11 @@ def confidence(test: str, p: float, corrected: float, n: float, unknown: float =
     return Confidence(test, min(max(p, 0.0), 1.0), min(max(corrected, 0.0), 1.0), int(n), unknown)
 
 
-def exemplars(scene: Scene, place: Place, since: int, *, errors: bool, tenants: tuple[str, ...] = ()) -> tuple[str, ...]:
+def exemplars(
+    scene: Scene, place: Place, since: int, *, errors: bool, tenants: tuple[str, ...] = ()
+) -> tuple[str, ...]:
     """Up to three trace ids that show it: errors or the slowest, from `since` on."""
-    found = scene.evidence.exemplars.filter(
-        pl.col("minute") >= scene.span.time(since), pl.col("is_error") == errors
-    )
+    found = scene.evidence.exemplars.filter(pl.col("minute") >= scene.span.time(since), pl.col("is_error") == errors)
     wanted = {"region": place.region, "service_name": place.service, "operation": place.operation}
     for name, value in wanted.items():
         found = found if value is None else found.filter(pl.col(name) == value)
@@ -199,7 +199,8 @@ def percent(share: float) -> str:
 def times(effect: Effect) -> str:
     """`p95 is 3.1 times the usual (12.4 ms, was 4 ms)`."""
     if effect.measure in ("p95_ns", "p99_ns"):
-        return f"{effect.measure[:3]} is {effect.ratio:.1f} times the usual ({duration(effect.value)}, was {duration(effect.baseline)})"
+        figures = f"{duration(effect.value)}, was {duration(effect.baseline)}"
+        return f"{effect.measure[:3]} is {effect.ratio:.1f} times the usual ({figures})"
     return f"{percent(effect.value)} (usually {percent(effect.baseline)})"
 
 

@@ -1,8 +1,8 @@
 """Topics: how late messages reach their subscribers, and which never do.
 
-How many deliveries a message has is learned: the median of deliveries a message by minute of the baseline, rounded where
-it is close to a whole number. Fewer are missing. Messages of the newest minute may still be under way (right-censored),
-so missing deliveries are judged without it.
+How many deliveries a message has is learned: the median of deliveries a message by minute of the baseline, rounded
+where it is close to a whole number. Fewer are missing. Messages of the newest minute may still be under way
+(right-censored); a stretch takes two minutes at least, so that alone they are no finding.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ BY = ("region", "tenant", "destination")
 LEVELS = (("tenant", "destination"), ("region",), ("region", "destination"), ("destination",), BY)
 _ORDER = ("tenant", "destination", "region")
 _CELLS = 600
+_LAG_RATIO_MIN = 1.3
 
 
 def find(scene: Scene) -> list[Finding]:
@@ -39,7 +40,10 @@ def find(scene: Scene) -> list[Finding]:
     lags = baselines.rates(late, delivered, strata, 1, scene.span)
     missing = _missing(messages, delivered, scene)
     found = [_lag(scene, keys, lags, spot, cells) for spot in spots(scene, keys, lags, LEVELS, _ORDER)]
-    return found + [_lost(scene, keys, missing, spot) for spot in spots(scene, keys, missing, LEVELS, _ORDER, "missing")]
+    found = [one for one in found if one.effect.ratio >= _LAG_RATIO_MIN]
+    return found + [
+        _lost(scene, keys, missing, spot) for spot in spots(scene, keys, missing, LEVELS, _ORDER, "missing")
+    ]
 
 
 def _missing(messages: Floats, delivered: Floats, scene: Scene) -> Measure:
@@ -50,8 +54,6 @@ def _missing(messages: Floats, delivered: Floats, scene: Scene) -> Measure:
     fan_out = np.where(np.abs(fan_out - whole) <= 0.02 * whole, whole, fan_out)[:, None]
     due = fan_out * messages
     missing = np.maximum(due - delivered, 0.0)
-    missing[:, -1] = missing[:, -2]
-    due[:, -1] = due[:, -2]
     return baselines.rates(missing, due, np.zeros(len(due), dtype=np.intp), 1, scene.span)
 
 

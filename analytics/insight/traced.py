@@ -9,9 +9,7 @@ from analytics.rollup.partials import UNKNOWN
 
 _TIME = {"minute": pl.Datetime("us")}
 _TOPIC = dict.fromkeys(("region", "tenant", "destination"), pl.String())
-DELIVERIES_SCHEMA = pl.Schema(
-    {**_TIME, **_TOPIC, **dict.fromkeys(("messages", "deliveries"), pl.Int64())}
-)
+DELIVERIES_SCHEMA = pl.Schema({**_TIME, **_TOPIC, **dict.fromkeys(("messages", "deliveries"), pl.Int64())})
 DELIVERY_CELLS_SCHEMA = pl.Schema({**_TIME, **_TOPIC, "cell": pl.Int16(), "spans": pl.Int64()})
 HOT_KEYS_SCHEMA = pl.Schema(
     {**_TIME, **_TOPIC, "service_name": pl.String(), "host": pl.String(), "key": pl.String(), "count": pl.Int64(),
@@ -25,6 +23,11 @@ EXEMPLARS_SCHEMA = pl.Schema(
     {**_TIME, **dict.fromkeys(("region", "service_name", "operation", "tenant"), pl.String()), "is_error": pl.Boolean(),
      "duration_ns": pl.Int64(), "trace_id": pl.String()}
 )  # fmt: skip
+
+DEMAND_SCHEMA = pl.Schema(
+    {**_TIME, **dict.fromkeys(("region", "tenant"), pl.String()), "count": pl.Int64(), "steady_count": pl.Float64()}
+)
+SLOTS = 6
 
 KEY_ATTRIBUTES = ("cache.key.hash", "cache.key", "db.redis.key", "messaging.kafka.message.key")
 HOT_KEYS_KEPT = 5
@@ -62,14 +65,44 @@ def exemplars(spans: pl.DataFrame) -> pl.DataFrame:
     )  # fmt: skip
 
 
+def demand(spans: pl.DataFrame) -> pl.DataFrame:
+    """Served spans by minute, region and tenant (DEMAND_SCHEMA): of kind server and consumer, all where there are none.
+
+    `steady_count`: SLOTS times the median of the minute's ten-second counts, which short bursts do not move.
+    """
+    served = spans["kind"].cast(pl.String).is_in(["server", "consumer"])
+    slot = pl.col("start_time").cast(pl.Int64) // (60_000_000_000 // SLOTS) % SLOTS
+    by_slot = (
+        (spans.lazy().filter(served) if served.any() else spans.lazy())
+        .select(_minute(), _text("region").fill_null(UNKNOWN), _text("tenant"), slot=slot)
+        .group_by("minute", "region", "tenant", "slot")
+        .agg(count=pl.len())
+    )
+    return steady(by_slot.collect())
+
+
+def steady(by_slot: pl.DataFrame) -> pl.DataFrame:
+    """DEMAND_SCHEMA of counts by minute, region, tenant and slot (0 to SLOTS - 1; empty ones may be missing)."""
+    counts = pl.col("count").sort()
+    # The lower middle one of SLOTS, of which those that are missing are 0.
+    middle = counts.get(pl.len().cast(pl.Int64) - 1 - SLOTS // 2, null_on_oob=True)
+    half_there = pl.when(pl.len() > SLOTS // 2).then(middle).otherwise(0)
+    return (
+        by_slot.group_by("minute", "region", "tenant")
+        .agg(pl.col("count").sum(), steady_count=SLOTS * half_there.cast(pl.Float64))
+        .select(DEMAND_SCHEMA.names())
+        .cast(dict(DEMAND_SCHEMA))
+    )
+
+
 def skew(spans: pl.DataFrame) -> pl.DataFrame:
     """How spans lie against those that cause them on another host, by minute and pair of hosts (SKEW_SCHEMA).
 
     Of server spans and the client or producer spans above them, and of consumer spans and their producers of the same
     region. `outside`: those that begin before their cause or, for servers, end after it. `offset_ns`: medians; for
-    servers of (its middle - the caller's middle), which is 0 for clocks that agree and a network that takes as long
-    both ways (Cristian, "Probabilistic clock synchronization", 1989); for consumers of the time from the producer's start
-    to theirs, which moves with the clock but is not 0.
+    servers of (its middle - the caller's), which is 0 for clocks that agree and a network that takes as long both ways
+    (Cristian, "Probabilistic clock synchronization", 1989); for consumers of the time from the producer's start to
+    theirs, which moves with the clock but is not 0.
     """
     if not _has(spans, "trace_id", "span_id", "parent_span_id", "host"):
         return SKEW_SCHEMA.to_frame()
@@ -80,6 +113,7 @@ def skew(spans: pl.DataFrame) -> pl.DataFrame:
     pairs = _caused(spans).join(causes, on=["trace_id", "span_id"])
     same_region = pl.col("region").eq_missing(pl.col("parent_region"))
     middle = pl.col("begin") + pl.col("duration_ns") // 2 - pl.col("cause_begin") - pl.col("cause_ns") // 2
+    after = pl.col("begin") - pl.col("cause_begin")
     ends_after = pl.col("begin") + pl.col("duration_ns") > pl.col("cause_begin") + pl.col("cause_ns")
     late = pl.col("is_server") & ends_after & (pl.col("duration_ns") <= pl.col("cause_ns"))
     return (
@@ -87,7 +121,7 @@ def skew(spans: pl.DataFrame) -> pl.DataFrame:
         .select(
             "minute", pl.col("region").fill_null(UNKNOWN), "parent_host", "host",
             outside=(pl.col("begin") < pl.col("cause_begin")) | late,
-            offset_ns=pl.when("is_server").then(middle).otherwise(pl.col("begin") - pl.col("cause_begin")).cast(pl.Float64),
+            offset_ns=pl.when("is_server").then(middle).otherwise(after).cast(pl.Float64),
         )
         .drop_nulls()
         .group_by("minute", "region", "parent_host", "host")
@@ -152,8 +186,8 @@ def hot_keys(spans: pl.DataFrame) -> pl.DataFrame:
 
 
 def deliveries(spans: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
-    """Messages and their deliveries by minute of the producer (DELIVERIES_SCHEMA), and lags from the producer's start to
-    the consumer's by cell (DELIVERY_CELLS_SCHEMA; negative lags are in cell -1).
+    """Messages and their deliveries by minute of the producer (DELIVERIES_SCHEMA), and lags from the producer's start
+    to the consumer's by cell (DELIVERY_CELLS_SCHEMA; negative lags are in cell -1).
 
     A consumer belongs to the producer that its first link names, else to its parent.
     """

@@ -108,8 +108,10 @@ def _told(scene: Scene, names: tuple[str, ...], ramp: Ramp, values: Floats, coun
     place = Place(region, service, host=host)
     low, high = ramp.left_minutes
     sentence = (
-        f"{service} on host {host} in {region} gets slower minute by minute since {scene.span.time(since):%H:%M}: a typical "
-        f"span takes {duration(now)} (usually {duration(usual)}); at this pace {LIMIT_RATIO:.0f} times the usual is reached "
+        f"{service} on host {host} in {region} gets slower minute by minute since {scene.span.time(since):%H:%M}: a "
+        "typical "
+        f"span takes {duration(now)} (usually {duration(usual)}); at this pace {LIMIT_RATIO:.0f} times the usual is "
+        "reached "
         f"in {low:.0f} to {high:.0f} minutes."
     )
     panel, measure = scene.panel("host"), scene.measure("host", "slow")

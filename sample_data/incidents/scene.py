@@ -122,7 +122,7 @@ class Scene:
                 known = ", ".join(sorted(self.used)) or "none"
                 raise ValueError(f"incident {self.kind} has no parameter {name}, expected one of: {known}")
         end = self.start_second + self.duration_seconds
-        truth = Truth(self.kind, self.start_second, end, measure, round(factor, 3), **place)
+        truth = Truth(self.kind, self.start_second, end, measure, round(float(factor), 3), **place)
         return Incident(truth, effect, self.seed, leaves_traces)
 
     def _given(self, name: str) -> str | None:

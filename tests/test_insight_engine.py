@@ -1,0 +1,158 @@
+"""Insight on spans of small platforms in which one thing goes wrong: what is told first, and that quiet is quiet."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+
+import numpy as np
+import polars as pl
+import pytest
+
+from analytics.insight.engine import findings, has_history
+from analytics.insight.evidence import Evidence, of_spans
+from analytics.insight.finding import Finding
+
+NOON = datetime(2026, 3, 1, 12, tzinfo=UTC)
+MINUTES, BEGIN = 50, 42
+HOUR = timedelta(hours=1)
+
+
+def platform(seed: int = 1, per_second: int = 40) -> pl.DataFrame:
+    """Calls of a gateway to a cache in two regions: 3 hosts each, 12 tenants; columns as in table `spans`."""
+    rng = np.random.default_rng(seed)
+    n = MINUTES * 60 * per_second
+    region, tenant, host = rng.integers(0, 2, n), np.minimum(rng.geometric(0.2, n) - 1, 11), rng.integers(0, 3, n)
+    start = np.sort(rng.integers(0, MINUTES * 60 * 10**9, n)) + int(NOON.timestamp()) * 10**9
+    calls = pl.DataFrame(
+        {
+            "start": start,
+            "minute": (start - start[0]) // (60 * 10**9),
+            "region": np.array(["north", "south"])[region],
+            "tenant": np.array([f"t{i}" for i in range(12)])[tenant],
+            "host": host,
+            "served": np.exp(rng.normal(13.0, 0.45, n)),
+            "network": np.exp(rng.normal(12.5, 0.4, n)),
+            "fails": rng.random(n) < 0.002,
+            "hit": rng.random(n) < 0.9,
+            "version": "1.0",
+            "number": np.arange(n),
+        }
+    )
+    return calls
+
+
+def spans(calls: pl.DataFrame) -> pl.DataFrame:
+    """A client span and the server span it causes, for each call."""
+    name, number = pl.col("host").cast(pl.String), pl.col("number").cast(pl.String)
+    common = {
+        "trace_id": number, "region": pl.col("region"), "tenant": pl.col("tenant"), "component": pl.lit("cache"),
+        "operation": pl.lit("get"), "destination": pl.lit("items"), "cache_hit": pl.col("hit"),
+        "status": pl.when("fails").then(pl.lit("error")).otherwise(pl.lit("unset")),
+    }  # fmt: skip
+    wire, served = pl.col("network").cast(pl.Int64), pl.col("served").cast(pl.Int64)
+    client = calls.select(
+        **common, span_id="c" + number, parent_span_id=pl.lit(None, pl.String), kind=pl.lit("client"),
+        service_name=pl.lit("gateway"), host=pl.format("gw-{}-0", "region"), start_time=pl.col("start"),
+        duration_ns=wire + served, service_version=pl.lit("9"),
+    )  # fmt: skip
+    server = calls.select(
+        **common, span_id="s" + number, parent_span_id="c" + number, kind=pl.lit("server"),
+        service_name=pl.lit("cache"),
+        host=pl.format("cache-{}-{}", "region", name), start_time=pl.col("start") + wire // 2, duration_ns=served,
+        service_version=pl.col("version"),
+    )  # fmt: skip
+    both = pl.concat([client, server])
+    return both.with_columns(pl.col("start_time").cast(pl.Datetime("ns")), service_instance_id=pl.col("host"))
+
+
+def told(calls: pl.DataFrame, minute: int = MINUTES) -> list[Finding]:
+    end = NOON + timedelta(minutes=minute)
+    return findings(of_spans(spans(calls)).until(end), end, HOUR)
+
+
+DURING = pl.col("minute") >= BEGIN
+NORTH = pl.col("region") == "north"
+ON_HOST = NORTH & (pl.col("host") == 2)
+
+
+def changed(which: pl.Expr, **columns: pl.Expr) -> pl.DataFrame:
+    """The platform with other values where `which`, from BEGIN on."""
+    return platform().with_columns(
+        pl.when(DURING & which).then(value).otherwise(pl.col(name)).alias(name) for name, value in columns.items()
+    )
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_quiet_is_quiet(seed: int) -> None:
+    assert told(platform(seed)) == []
+
+
+def test_nothing_is_said_without_history() -> None:
+    evidence = of_spans(spans(platform().filter(pl.col("minute") < 12)))
+    end = NOON + timedelta(minutes=12)
+    assert not has_history(evidence, end)
+    assert findings(evidence, end, HOUR) == []
+    assert findings(Evidence.empty(), end, HOUR) == []
+
+
+def test_a_slow_network_of_a_region_is_one_finding() -> None:
+    (found,) = told(changed(NORTH, network=pl.col("network") * 4))
+    assert (found.kind, found.region, found.service) == ("region_slow", "north", None)
+    assert found.since == NOON + timedelta(minutes=BEGIN)
+    assert len(found.tenants) >= 10
+    assert found.exemplars
+    assert "on the network" in found.sentence
+
+
+def test_errors_of_a_service_are_told_with_their_place() -> None:
+    (found,) = told(changed(NORTH, fails=pl.col("fails") | (pl.col("number") % 12 == 0)))
+    assert (found.kind, found.region, found.service) == ("errors", "north", "cache")
+    assert found.effect.value == pytest.approx(1 / 12, rel=0.15)
+    assert (found.effect.ratio_low or 0) < found.effect.ratio < (found.effect.ratio_high or 0)
+
+
+def test_a_slow_host_takes_the_regions_latency_with_it() -> None:
+    (found,) = told(changed(ON_HOST, served=pl.col("served") * 3))
+    assert (found.kind, found.host) == ("instance", "cache-north-2")
+    assert any(symptom.startswith("latency") for symptom in found.symptoms)
+
+
+def test_a_noisy_neighbour_is_the_suspect_and_the_others_are_hurt() -> None:
+    slow = changed(ON_HOST, served=pl.col("served") * 3)
+    noisy = slow.filter(DURING & ON_HOST & (pl.col("tenant") == "t3"))
+    copies = pl.concat([noisy.with_columns(pl.col("number") + 10**7 * copy) for copy in range(1, 15)])
+    found = told(pl.concat([slow, copies]))[0]
+    assert (found.kind, found.host, found.suspects) == ("noisy_neighbour", "cache-north-2", ("tenant=t3",))
+    assert "t3" not in found.tenants
+    assert "correlates" in found.sentence
+
+
+@pytest.mark.parametrize("minute", [BEGIN + 4, MINUTES])
+def test_a_bad_version_on_one_host_explains_its_errors(minute: int) -> None:
+    bad = changed(ON_HOST, version=pl.lit("1.1"), fails=pl.col("fails") | (pl.col("number") % 10 == 0))
+    found = told(bad, minute)[0]
+    assert (found.kind, found.version, found.suspects) == ("deploy", "1.1", ("version=1.1",))
+    assert "at the same time" in found.sentence
+
+
+def test_a_harmless_version_is_no_finding() -> None:
+    assert told(changed(ON_HOST, version=pl.lit("1.1"))) == []
+
+
+def test_a_cache_that_forgets_is_told_for_its_tenant() -> None:
+    found = told(changed(pl.col("tenant") == "t1", hit=pl.col("hit") & (pl.col("number") % 3 > 0)))[0]
+    assert (found.kind, found.tenants, found.destination) == ("hit_ratio", ("t1",), "items")
+
+
+def test_what_is_over_is_no_longer_told() -> None:
+    over = changed(NORTH & (pl.col("minute") < MINUTES - 4), network=pl.col("network") * 4)
+    assert told(over) == []
+
+
+def test_evidence_in_parts_says_what_the_whole_says() -> None:
+    whole = spans(changed(ON_HOST, served=pl.col("served") * 3))
+    minute = whole["start_time"].dt.truncate("1m")
+    parts = Evidence.concat([of_spans(whole.filter(minute == at)) for at in minute.unique().sort()])
+    end = NOON + timedelta(minutes=MINUTES)
+    one, other = (findings(evidence, end, HOUR) for evidence in (of_spans(whole), parts))
+    assert [(f.identity, f.since, f.sentence) for f in one] == [(f.identity, f.since, f.sentence) for f in other]

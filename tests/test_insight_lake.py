@@ -1,0 +1,319 @@
+"""Insight on a real lake: evidence, the job, the commands, and alerts to a real receiver."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pyarrow as pa
+import pytest
+from click.testing import CliRunner
+
+from analytics import jobs
+from analytics.insight.alerts import Alerts
+from analytics.insight.evidence import of_spans
+from analytics.insight.explaining import explain
+from analytics.insight.finding import Confidence, Effect, Finding, Place
+from analytics.insight.job import GRACE, InsightJob
+from analytics.insight.loading import load, newest
+from analytics.window import Window
+from collector.config import AlertsConfig, Config, InsightConfig, QueryConfig, StorageConfig
+from collector.lake.lake import Lake
+from collector.lake.location import Location, locate
+from collector.lake.sandbox import Sandbox, open_sandbox
+from collector.lake.segments import write_segment
+from collector.spans import SPAN_SCHEMA
+from dashboard.cli import main as spanlake
+
+NOON = datetime(2026, 3, 1, 12, tzinfo=UTC)
+MINUTES, BEGIN, PER_SECOND = 45, 38, 12
+END = NOON + timedelta(minutes=MINUTES)
+
+
+def slow_in_the_north() -> pl.DataFrame:
+    """Server spans of a cache; in the north they take three times as long from minute BEGIN on."""
+    rng = np.random.default_rng(1)
+    n = MINUTES * 60 * PER_SECOND
+    elapsed = np.sort(rng.integers(0, MINUTES * 60 * 10**9, n))
+    north = rng.random(n) < 0.5
+    slow = np.where(north & (elapsed >= BEGIN * 60 * 10**9), 3.0, 1.0)
+    return pl.DataFrame(
+        {
+            "trace_id": [f"{i:032x}" for i in range(n)],
+            "span_id": [f"{i:016x}" for i in range(n)],
+            "start_time": pl.Series(elapsed + int(NOON.timestamp()) * 10**9).cast(pl.Datetime("ns")),
+            "duration_ns": (np.exp(rng.normal(13, 0.4, n)) * slow).astype(np.int64),
+            "region": np.where(north, "north", "south"),
+            "tenant": [f"t{i}" for i in rng.integers(0, 6, n)],
+            "host": [f"h{i}" for i in rng.integers(0, 3, n)],
+            "name": "get",
+            "kind": "server",
+            "status": np.where(rng.random(n) < 0.01, "error", "unset"),
+            "service_name": "cache",
+            "service_version": "1",
+            "service_instance_id": "i",
+            "component": "cache",
+            "operation": "get",
+            "destination": "items",
+            "cache_hit": rng.random(n) < 0.9,
+            "scope_name": "lib",
+        }
+    )
+
+
+def stored(frame: pl.DataFrame) -> pa.Table:
+    arrow = frame.to_arrow()
+    return pa.table([_column(arrow, field) for field in SPAN_SCHEMA], schema=SPAN_SCHEMA)
+
+
+def _column(arrow: pa.Table, field: pa.Field) -> pa.Array:
+    if field.name in arrow.column_names:
+        return pa.chunked_array([chunk.cast(field.type) for chunk in arrow.column(field.name).chunks], field.type)
+    if field.nullable:
+        return pa.nulls(arrow.num_rows, field.type)
+    kind = field.type.value_type if pa.types.is_dictionary(field.type) else field.type
+    empty: Any = [] if pa.types.is_nested(kind) else "" if pa.types.is_string(kind) else 0
+    return pa.array([empty] * arrow.num_rows, kind).cast(field.type)
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory: pytest.TempPathFactory) -> Config:
+    return Config(storage=StorageConfig(data=str(tmp_path_factory.mktemp("insight") / "data")))
+
+
+@pytest.fixture(scope="module")
+def lake(config: Config) -> Iterator[Lake]:
+    location = locate(config.storage)
+    location.prepare()
+    with Lake(location, read_only=False) as opened:
+        jobs.prepare(opened, config)
+        path = write_segment(stored(slow_in_the_north()), opened.location.files / "main" / "spans")
+        with opened.write() as transaction:
+            transaction.add_files("spans", [path])
+        jobs.run_once(opened, config)
+        yield opened
+
+
+@pytest.fixture(scope="module")
+def sandbox(lake: Lake) -> Iterator[Sandbox]:
+    with open_sandbox(Location(lake.location.root), QueryConfig()) as opened:
+        yield opened
+
+
+def test_evidence_of_the_lake_is_that_of_its_spans(lake: Lake) -> None:
+    with lake.read() as reader:
+        found = load(reader, NOON, END)
+        assert newest(reader) == END
+    expected = of_spans(slow_in_the_north())
+    for name in ("base", "host", "version", "destination"):
+        one, other = getattr(found, name), getattr(expected, name)
+        assert sorted(one.keys.rows()) == sorted(other.keys.rows())
+        assert one.rows["count"].sum() == other.rows["count"].sum()
+        assert one.rows["busy_ns"].sum() == other.rows["busy_ns"].sum()
+        by = ["minute", *one.dimensions, "cell"]
+        cells = [
+            grain.cells.join(grain.keys.with_row_index("series"), on="series").select(*by, "spans").sort(by)
+            for grain in (one, other)
+        ]
+        assert cells[0].equals(cells[1])
+    assert found.demand.sort(pl.all()).equals(expected.demand.sort(pl.all()))
+
+
+def test_the_job_judges_each_minute_once(lake: Lake) -> None:
+    told: list[tuple[datetime, list[Finding]]] = []
+    begin = NOON + timedelta(minutes=BEGIN + 1)
+
+    def job() -> InsightJob:
+        return InsightJob(lake, InsightConfig(), lambda found, minute: told.append((minute, found)))
+
+    first = job()
+    for minute in range(4):
+        assert first.step(begin + timedelta(minutes=minute) + GRACE) == 1
+        assert first.step(begin + timedelta(minutes=minute) + GRACE + timedelta(seconds=40)) == 0
+    assert job().step(begin + timedelta(minutes=3) + GRACE) == 0
+    assert job().step(begin + timedelta(minutes=4) + GRACE) == 1
+    assert [minute for minute, _ in told] == [begin + timedelta(minutes=m) for m in range(5)]
+    with lake.read() as reader:
+        rows = reader.rows("SELECT minute, kind, state, region FROM findings ORDER BY minute")
+    expected = [
+        (minute.replace(tzinfo=None), one.kind, one.state, one.region) for minute, found in told for one in found
+    ]
+    assert rows == expected
+    assert rows[0][1:] == ("latency", "opened", "north")
+    assert {state for _, _, state, _ in rows[1:]} == {"ongoing"}
+
+
+def run(config: Config, *arguments: str) -> Any:
+    return CliRunner().invoke(spanlake, [*arguments, "--data", config.storage.data])
+
+
+@pytest.mark.usefixtures("lake")
+def test_insights_tells_of_the_newest_data_and_says_so(config: Config) -> None:
+    result = run(config, "insights", "--window", "5m", "--format", "json")
+    assert result.exit_code == 0, result.output
+    assert "the newest data is of 2026-03-01 12:45 UTC" in result.stderr
+    (found,) = json.loads(result.stdout)
+    assert (found["kind"], found["region"], found["state"]) == ("latency", "north", "ongoing")
+    markdown = run(config, "insights", "--window", "5m", "--format", "markdown", "--until", "2026-03-01T12:45Z")
+    assert markdown.output.startswith("- **")
+
+
+@pytest.mark.usefixtures("lake")
+def test_insights_of_the_other_region_and_of_a_quiet_time_are_none(config: Config) -> None:
+    assert "Nothing stands out." in run(config, "insights", "--window", "5m", "--region", "south").stdout
+    assert "Nothing stands out." in run(config, "insights", "--window", "3m", "--until", "2026-03-01T12:37Z").stdout
+
+
+@pytest.mark.usefixtures("lake")
+def test_without_history_the_answer_is_insufficient_history(config: Config) -> None:
+    result = run(config, "insights", "--window", "5m", "--until", "2026-03-01T12:10Z", "--format", "json")
+    assert result.exit_code == 0
+    assert json.loads(result.stdout) == []
+    assert "insufficient history" in result.stderr
+
+
+@pytest.mark.usefixtures("lake")
+def test_explain_finds_what_the_slow_spans_have(config: Config, sandbox: Sandbox) -> None:
+    window = Window(NOON + timedelta(minutes=BEGIN), END)
+    found = explain(sandbox, window, "duration_ns > 1000000")
+    assert found.row(0)[:2] in {("region", "north"), ("region", "south")}
+    assert "span_id" not in found["attribute"].to_list()
+    result = run(config, "explain", "--where", "duration_ns > 1000000", "--window", "7m")
+    assert result.exit_code == 0, result.output
+    assert "north" in result.stdout
+
+
+@pytest.mark.usefixtures("lake")
+def test_compare_tells_which_side_is_slower(config: Config) -> None:
+    sides = ("--a", "region = 'north'", "--b", "region = 'south'")
+    result = run(config, "compare", *sides, "--window", "6m", "--format", "json")
+    assert result.exit_code == 0, result.output
+    found = json.loads(result.stdout)
+    assert found["operations"][0]["cliffs_delta"] > 0.8
+    assert found["odds_low"] < 1 < found["odds_high"]
+    assert found["slow"]["by_rates"] == pytest.approx(found["slow"]["difference"], abs=0.05)
+    assert "slower in A" in run(config, "compare", *sides, "--window", "6m").stdout
+
+
+@pytest.mark.usefixtures("lake")
+def test_critical_path_tells_where_the_time_goes(config: Config) -> None:
+    result = run(config, "critical-path", "--where", "region = 'north'", "--window", "6m", "--format", "json")
+    assert result.exit_code == 0, result.output
+    (row,) = json.loads(result.stdout)
+    assert (row["service_name"], row["share"]) == ("cache", 1.0)
+
+
+@pytest.mark.usefixtures("lake")
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("explain", "--where", "statu = 'error'"), "statu"),
+        (("explain", "--where", "1 = 0"), "selects no span"),
+        (("explain", "--where", "true"), "selects every span"),
+        (("explain", "--where", "true); DROP TABLE spans; --"), "Error"),
+        (("compare", "--a", "region = 'mars'", "--b", "true"), "--a \"region = 'mars'\" selects no span"),
+        (("critical-path", "--where", "tenant = 'nobody'"), "selects no span"),
+        (("insights", "--window", "soon"), "expected a length such as 15m"),
+        (("insights", "--until", "soon"), "expected an ISO 8601 time"),
+    ],
+)
+def test_what_cannot_be_answered_is_told(config: Config, arguments: tuple[str, ...], words: str) -> None:
+    result = run(config, *arguments)
+    assert result.exit_code in (1, 2)
+    assert words in result.output
+    assert "Traceback" not in result.output
+
+
+class _Receiver(BaseHTTPRequestHandler):
+    received: list[tuple[str, Any]]
+    answers: list[int]
+
+    def do_POST(self) -> None:
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        status = self.answers.pop(0) if self.answers else 200
+        if status == 200:
+            self.received.append((self.path, body))
+        self.send_response(status)
+        self.end_headers()
+
+    def log_message(self, *_: object) -> None:
+        """Say nothing."""
+
+
+@pytest.fixture
+def receiver() -> Iterator[tuple[str, type[_Receiver]]]:
+    handler = type("Handler", (_Receiver,), {"received": [], "answers": []})
+    server = HTTPServer(("127.0.0.1", 0), handler)
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}", handler
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+def finding(kind: str, region: str, state: str = "opened", severity: str = "critical", **more: Any) -> Finding:
+    return Finding(
+        kind, Place(region), severity, 1.0, NOON, NOON, Effect("p95_ns", 2.0, 1.0, 2.0),  # type: ignore[arg-type]
+        Confidence("t", 0.0, 0.0, 10), f"{kind} in {region}.", state=state, **more,
+    )  # type: ignore[arg-type]  # fmt: skip
+
+
+def test_alerts_are_grouped_and_tell_news_alone(receiver: tuple[str, type[_Receiver]]) -> None:
+    url, handler = receiver
+    alerts = Alerts(AlertsConfig(url=f"{url}/hook"))
+    alerts.tell(
+        [
+            finding("errors", "r1", tenant_scope="a"), finding("errors", "r1", tenant_scope="b"),
+            finding("errors", "r2", "ongoing"), finding("latency", "r1", "resolved"),
+            finding("mix_shift", "r1", severity="info"),
+        ],
+        NOON,
+    )  # fmt: skip
+    assert [(path, body["kind"], body["region"], len(body["findings"])) for path, body in handler.received] == [
+        ("/hook", "errors", "r1", 2),
+        ("/hook", "latency", "r1", 1),
+    ]
+
+
+def test_alertmanager_is_told_each_minute_and_of_the_end(receiver: tuple[str, type[_Receiver]]) -> None:
+    url, handler = receiver
+    alerts = Alerts(AlertsConfig(url=url, format="alertmanager"))
+    for minute, state in enumerate(("opened", "ongoing", "resolved")):
+        alerts.tell([finding("errors", "r1", state)], NOON + timedelta(minutes=minute))
+    sent = [body[0] for path, body in handler.received if path == "/api/v2/alerts"]
+    assert [one["labels"]["alertname"] for one in sent] == ["errors"] * 3
+    assert len({one["labels"]["identity"] for one in sent}) == 1
+    ends = [datetime.fromisoformat(one["endsAt"]) for one in sent]
+    assert ends[0] > NOON + timedelta(minutes=2)
+    assert ends[2] == NOON + timedelta(minutes=2)
+
+
+def test_a_silence_keeps_what_it_matches_until_its_end(receiver: tuple[str, type[_Receiver]]) -> None:
+    url, handler = receiver
+    alerts = Alerts(AlertsConfig(url=url, silences=("kind=errors,region=r1,until=2026-03-01T12:05Z",)))
+    for minute in (0, 5):
+        alerts.tell([finding("errors", "r1"), finding("errors", "r2")], NOON + timedelta(minutes=minute))
+    assert [body["region"] for _, body in handler.received] == ["r2", "r1", "r2"]
+
+
+def test_what_could_not_be_sent_is_sent_later_and_what_is_refused_is_dropped(
+    receiver: tuple[str, type[_Receiver]],
+) -> None:
+    url, handler = receiver
+    alerts = Alerts(AlertsConfig(url=url))
+    handler.answers += [503, 503, 503]
+    alerts.tell([finding("errors", "r1")], NOON)
+    assert (handler.received, alerts.waiting) == ([], 1)
+    handler.answers += [429, 200, 400]
+    alerts.tell([finding("errors", "r2")], NOON)
+    assert [body["region"] for _, body in handler.received] == ["r1"]
+    assert alerts.waiting == 0
