@@ -95,13 +95,13 @@ def _answer(
     from collector.settings import load
 
     config = load(config_file, {"storage": {"data": data}})
-    with open_sandbox(locate(config.storage), config.query) as sandbox, _opened(output) as stream:
+    with open_sandbox(locate(config.storage), config.query) as sandbox, opened(output) as stream:
 
         def write() -> None:
             with sandbox.run(text) as result:
                 WRITERS[format_](result, stream)
 
-        _run_interruptibly(write, sandbox.interrupt, pressed)
+        run_interruptibly(write, sandbox.interrupt, pressed)
 
 
 @contextmanager
@@ -115,7 +115,7 @@ def ctrl_c() -> Iterator[threading.Event]:
         signal.signal(signal.SIGINT, before)
 
 
-def _run_interruptibly(work: Callable[[], None], interrupt: Callable[[], None], pressed: threading.Event) -> None:
+def run_interruptibly(work: Callable[[], None], interrupt: Callable[[], None], pressed: threading.Event) -> None:
     """Do the work in a thread, since the database hears no signal while it computes; `interrupt` ends it."""
     with ThreadPoolExecutor(1) as pool:
         future = pool.submit(work)
@@ -129,7 +129,7 @@ def _run_interruptibly(work: Callable[[], None], interrupt: Callable[[], None], 
 
 
 @contextmanager
-def _opened(output: Path | None) -> Iterator[IO[bytes]]:
+def opened(output: Path | None) -> Iterator[IO[bytes]]:
     """Standard output, or a file that appears under its name once it is whole."""
     if output is None:
         yield sys.stdout.buffer
@@ -143,7 +143,7 @@ def _opened(output: Path | None) -> Iterator[IO[bytes]]:
             yield stream
         part.replace(output)
     except OSError as error:
-        raise OperatorError(f"--output {str(output)!r} cannot be written: {error.strerror}") from error
+        raise OperatorError(f"{str(output)!r} cannot be written: {error.strerror}") from error
     finally:
         part.unlink(missing_ok=True)
 

@@ -25,6 +25,7 @@ _COMMANDS = {
     "critical-path": "analytics.insight.cli",
     "sql": "collector.cli",
     "import": "collector.cli",
+    "export": "collector.storage_cli",
     "maintain": "collector.storage_cli",
     "status": "dashboard.cli",
     "validate": "collector.cli",
