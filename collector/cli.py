@@ -173,6 +173,7 @@ def _progress_note(what: str) -> Iterator[None]:
     metavar="NAME=VALUE,...",
     help="Headers to send, values URL-encoded. Keep a token in the variable: others can see flags.",
 )
+@click.option("--again", is_flag=True, help="Import also what was imported before.")
 @config_option
 def import_(
     files: tuple[Path, ...],
@@ -180,23 +181,27 @@ def import_(
     endpoint: str | None,
     certificate: Path | None,
     headers: str | None,
+    again: bool,
     config_file: str | None,
 ) -> None:
     """Import OTLP files.
 
     Takes protobuf and JSON as the OpenTelemetry Collector's file exporter writes them, also in gzip or zstd.
 
-    Without --endpoint the spans go straight into the data folder, on which no collector may run then. Importing
-    the same request again within collector.dedup_window_seconds stores it once. The exit code is 1 if any
-    request could not be imported; the others are imported all the same.
+    Without --endpoint the spans go straight into the data folder, on which no collector may run then. The folder
+    remembers what was imported: a second import of a file skips it, and one that was stopped goes on where it was.
+    Through --endpoint the same request is stored once within collector.dedup_window_seconds. The exit code is 1 if
+    any request could not be imported; the others are imported all the same.
     """
     from collector.settings import load
 
     if data is not None and endpoint is not None:
         raise click.UsageError("--data and --endpoint are two ways to the same: give one of them")
+    if again and endpoint is not None:
+        raise click.UsageError("--again is for a data folder: a collector takes again what comes after its window")
     config = load(config_file, {"storage": {"data": data}})
     if endpoint is None:
-        reports = asyncio.run(_import(config, files))
+        reports = asyncio.run(_import(config, files, again=again))
     else:
         reports = asyncio.run(_send(config, files, endpoint, certificate, headers or ""))
     for report in reports:
@@ -219,15 +224,17 @@ async def _send(
         await remote.close()
 
 
-async def _import(config: Config, files: tuple[Path, ...]) -> list[FileReport]:
+async def _import(config: Config, files: tuple[Path, ...], *, again: bool) -> list[FileReport]:
     from collector.collect import open_ingest
+    from collector.import_marks import ImportMarks
     from collector.importing import import_files
     from collector.lake.location import locate
 
-    with open_ingest(config, _free(config, locate(config.storage))) as (ingest, _sealer):
+    location = _free(config, locate(config.storage))
+    with open_ingest(config, location) as (ingest, _), ImportMarks(location.import_marks, again=again) as marks:
         ingest.start()
         with _progress_bar(files) as on_progress:
-            return await import_files(files, ingest, config.collector.request_bytes_max, on_progress)
+            return await import_files(files, ingest, config.collector.request_bytes_max, on_progress, marks)
 
 
 def _free(config: Config, location: Location) -> Location:
@@ -261,6 +268,7 @@ def _print_report(report: FileReport) -> None:
     click.echo(
         f"{report.path}: {report.spans} spans imported, {report.rejected_spans} rejected; "
         f"{report.requests} requests imported, {report.failed} failed"
+        + (f", {report.known} imported before" if report.known else "")
     )
     for problem in report.problems:
         click.echo(f"  {problem}", err=True)

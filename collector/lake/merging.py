@@ -27,8 +27,8 @@ from collector.lake.location import Location, locate
 
 # On two threads a merge takes more than twice the CPU time that it takes on one, and twice the memory.
 _THREADS = 1
-# Sorting the usual spans of a merge takes half of it, spans with a few kilobytes of text all of it; then it spills.
-_MEMORY_BYTES_MAX = 512 * 2**20
+# The first suffices to sort the usual spans of a merge; the others are for spans with kilobytes of text each.
+MEMORY_BYTES_MAX = (256 * 2**20, 512 * 2**20, 1024 * 2**20)
 
 
 def main() -> int:
@@ -37,24 +37,36 @@ def main() -> int:
     signal.signal(signal.SIGTERM, lambda *_: stopping.set())
     try:
         location = locate(StorageConfig.model_validate_json(sys.argv[1]))
-        with open_for_upkeep(location) as lake:
-            merge_all(lake, stopping)
-            removed = retention.apply(lake, RetentionConfig.model_validate_json(sys.argv[2]), stopped=stopping.is_set)
+        config = RetentionConfig.model_validate_json(sys.argv[2])
+        for memory_bytes_max in MEMORY_BYTES_MAX:
+            try:
+                work(location, config, memory_bytes_max, stopping)
+                break
+            except duckdb.OutOfMemoryException:
+                if memory_bytes_max == MEMORY_BYTES_MAX[-1]:
+                    raise
     except (duckdb.Error, OSError, SpanlakeError) as error:
         print(json.dumps({"fault": str(error)}), flush=True)
         return 1
-    if removed:
-        print(json.dumps({"removed_files": len(removed)}), flush=True)
     return 0
 
 
+def work(location: Location, config: RetentionConfig, memory_bytes_max: int, stopping: threading.Event) -> None:
+    """Do and tell all that is due. Raises duckdb.Error, OSError and OperatorError."""
+    with open_for_upkeep(location, memory_bytes_max) as lake:
+        merge_all(lake, stopping)
+        removed = retention.apply(lake, config, stopped=stopping.is_set)
+    if removed:
+        print(json.dumps({"removed_files": len(removed)}), flush=True)
+
+
 @contextmanager
-def open_for_upkeep(location: Location) -> Iterator[Lake]:
+def open_for_upkeep(location: Location, memory_bytes_max: int) -> Iterator[Lake]:
     """The lake with the memory and threads that suit merges. Raises OperatorError."""
     with (
         tempfile.TemporaryDirectory(prefix="spanlake-merge-") as spill,
         Lake(
-            location, read_only=False, threads=_THREADS, memory_bytes_max=_MEMORY_BYTES_MAX, spill_folder=spill
+            location, read_only=False, threads=_THREADS, memory_bytes_max=memory_bytes_max, spill_folder=spill
         ) as lake,
     ):
         yield lake

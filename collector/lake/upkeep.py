@@ -13,7 +13,7 @@ from collector.config import RetentionConfig
 from collector.errors import OperatorError
 from collector.lake import maintain, retention
 from collector.lake.location import Location
-from collector.lake.merging import open_for_upkeep
+from collector.lake.merging import MEMORY_BYTES_MAX, open_for_upkeep
 from collector.lake.tables import COLLECTOR_DEFINITIONS
 
 
@@ -49,7 +49,7 @@ def run(
     Safe beside a collector, jobs, readers and itself. Raises OperatorError where the lake does not open,
     or a step fails.
     """
-    with open_for_upkeep(location) as lake:
+    with open_for_upkeep(location, MEMORY_BYTES_MAX[-1]) as lake:
         try:
             lake.ensure(COLLECTOR_DEFINITIONS)
             maintain.configure(lake)
