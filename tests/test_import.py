@@ -256,7 +256,7 @@ def test_a_second_import_is_skipped_after_any_time(tmp_path: Path) -> None:
 
 
 def test_a_killed_import_goes_on_where_it_was(tmp_path: Path) -> None:
-    payloads = list(requests(1, 60_000, 50))
+    payloads = list(requests(1, 30_000, 50))
     file = written(tmp_path, b"".join(map(framed, payloads)))
     data = tmp_path / "data"
     with subprocess.Popen([SPANLAKE, "import", file, "--data", data], stdout=subprocess.DEVNULL) as process:
@@ -269,7 +269,7 @@ def test_a_killed_import_goes_on_where_it_was(tmp_path: Path) -> None:
     done = run("import", file, "--data", data)
     assert (done.returncode, done.stderr) == (0, "")
     assert f"{before} imported before" in done.stdout
-    assert stored(data) == 60_000
+    assert stored(data) == 30_000
 
 
 def marked(data: Path) -> int:

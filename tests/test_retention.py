@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pyarrow as pa
@@ -22,6 +24,7 @@ from collector.lake.location import locate
 from collector.lake.retention import DAY_NS, DataFile
 from collector.lake.segments import write_segment
 from collector.lake.tables import COLLECTOR_DEFINITIONS
+from sample_data.emit_files import framed, requests
 
 SPANLAKE = Path(sys.executable).with_name("spanlake")
 HOUR = 3600.0
@@ -206,6 +209,32 @@ def test_a_reader_on_a_file_that_goes_reads_it_to_its_end(lake: Lake) -> None:
     assert path.exists()
 
 
+def test_readers_never_break_while_files_merge_and_go(lake: Lake) -> None:
+    stop, seen = threading.Event(), list[int]()
+
+    def read() -> None:
+        with Lake(lake.location, read_only=True) as other:
+            while not stop.is_set():
+                with other.read() as reader:
+                    first = reader.row("SELECT count(*), count(DISTINCT span_id) FROM spans")
+                    assert reader.row("SELECT count(*), count(DISTINCT span_id) FROM spans") == first
+                    seen.append(first[0])
+
+    store(lake, 1)
+    with ThreadPoolExecutor(1) as pool:
+        reading = pool.submit(read)
+        for _ in range(2):
+            for number in range(maintain.TIER_FILES):
+                store(lake, 9 + number)
+            assert maintain.merge_once(lake, "spans")
+            retention.apply(lake, RetentionConfig(spans_days=7))
+            maintain.clean(lake)
+        stop.set()
+        reading.result()
+    assert all(number % 20 == 0 for number in seen)
+    assert len(set(seen)) > 1
+
+
 def test_the_disk_gets_its_bytes_back_after_the_grace(lake: Lake) -> None:
     path = store(lake, 9)
     with lake.read() as reader:
@@ -217,6 +246,18 @@ def test_the_disk_gets_its_bytes_back_after_the_grace(lake: Lake) -> None:
     maintain.clean(lake, now=later)
     maintain.clean(lake, now=later + maintain.FILES_GRACE_SECONDS + 60)
     assert not path.exists()
+
+
+def test_a_trace_by_its_id_with_or_without_its_time(lake: Lake) -> None:
+    store(lake, 1)
+    store(lake, 5)
+    with lake.read() as reader:
+        trace_id, moment = reader.row("SELECT trace_id, start_time FROM spans ORDER BY start_time LIMIT 1")
+        expected = [(trace_id,)]
+        assert reader.rows(f"SELECT trace_id FROM trace('{trace_id.upper()}')") == expected
+        near = f"around := '{moment}', within := '1 minute'"
+        assert reader.rows(f"SELECT trace_id FROM trace('{trace_id}', {near})") == expected
+        assert reader.rows(f"SELECT trace_id FROM trace('{trace_id}', around := ago('1 day'))") == []
 
 
 def maintained(folder: Path, *more: str) -> subprocess.CompletedProcess[str]:
@@ -242,6 +283,21 @@ def test_the_command_merges_removes_and_tells(lake: Lake, tmp_path: Path) -> Non
     shown = subprocess.run(status, capture_output=True, text=True, check=True, timeout=60).stdout
     assert "retention  spans 1e-06 days" in shown
     assert "removed 160 rows" in shown
+
+
+def test_the_command_works_beside_a_collector(tmp_path: Path) -> None:
+    file, data = tmp_path / "spans.pb", tmp_path / "data"
+    file.write_bytes(b"".join(map(framed, requests(1, 500, 50))))
+    command = [SPANLAKE, "collect", "--data", data, "--grpc", "127.0.0.1:0", "--http", "127.0.0.1:0"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as collector:
+        assert collector.stdout is not None
+        endpoint = json.loads(collector.stdout.readline())["grpc"]
+        sent = subprocess.run([SPANLAKE, "import", file, "--endpoint", endpoint], check=False, capture_output=True)
+        done = maintained(data)
+        collector.terminate()
+    assert (sent.returncode, done.returncode, done.stderr) == (0, 0, "")
+    with Lake(locate(StorageConfig(data=str(data))), read_only=True) as lake:
+        assert count(lake) == 500
 
 
 def test_the_command_names_a_folder_without_a_lake(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -20,7 +21,7 @@ from collector.lake.location import Location
 from collector.lake.lock import exclusive
 from collector.receive.address import reached
 from collector.telemetry.asked import ask_health
-from sample_data.emit_files import requests
+from sample_data.emit_files import framed, requests
 
 SPANLAKE = str(Path(sys.executable).with_name("spanlake"))
 HEADERS = {"Content-Type": "application/x-protobuf"}
@@ -48,6 +49,17 @@ def test_a_lake_at_rest(lake_folder: Path) -> None:
     )
     assert found["spool_bytes"] > 0
     assert {"spanlake", "schema", "duckdb", "ducklake", "python"} <= set(found["versions"])
+
+
+def test_a_copied_folder_opens_elsewhere_and_takes_more(lake_folder: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "elsewhere's folder"
+    shutil.copytree(lake_folder, copy)
+    before, found = status(lake_folder), status(copy)
+    assert found | {"data": ""} == before | {"data": ""}
+    file = tmp_path / "more.pb"
+    file.write_bytes(b"".join(map(framed, requests(7, 200))))
+    subprocess.run([SPANLAKE, "import", file, "--data", copy], check=True, capture_output=True, timeout=60)
+    assert (status(copy)["spans"], status(lake_folder)["spans"]) == (3200, 3000)
 
 
 def test_the_text_form_says_the_same(lake_folder: Path) -> None:
