@@ -40,13 +40,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     plans = [
         Plan(
             seed=seed,
-            kinds=tuple(options.kinds),
+            kinds=part,
             factor=options.factor,
             operations_per_second=options.rate,
             history_minutes=options.history_minutes,
             quiet_minutes=options.quiet_minutes,
         )
         for seed in options.seeds
+        # Two parts a seed, so that few seeds, too, keep all cores busy to the end.
+        for part in (tuple(options.kinds[::2]), tuple(options.kinds[1::2]))
+        if part
     ]
     with ProcessPoolExecutor(options.jobs, multiprocessing.get_context("spawn")) as pool:
         results = [result for found in pool.map(run_seed, plans) for result in found]
