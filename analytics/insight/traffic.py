@@ -86,15 +86,14 @@ def _regions(scene: Scene, sign: int) -> list[Finding]:
 
 def _breadth(scene: Scene, groups: Groups, index: int, sign: int, since: int) -> float:
     """Over how many tenants the excess spreads, of those over which the traffic there usually does (about 0 to 1)."""
-    panel, demand = scene.panel("base"), scene.demand
-    which = groups.of == index
-    keys, of = panel.groups(("tenant",))
-    usual = np.median(demand.observed[:, : scene.span.baseline], axis=1)
-    excess = (sign * (demand.observed - usual[:, None]))[:, since:].sum(1)
-    spread, expected = (
-        effective_number(np.bincount(of[which], weights=values[which], minlength=keys.height))
-        for values in (excess, usual)
-    )
+    panel, which = scene.panel("base"), groups.of == index
+    here = panel.keys.filter(pl.Series(which))
+    tenants = here.select("tenant").unique(maintain_order=True).with_row_index("group")
+    of = here.join(tenants, on="tenant", maintain_order="left")["group"].to_numpy().astype(np.intp)
+    demand = summed(scene.demand[which], of, tenants.height)
+    usual = np.median(demand[:, : scene.span.baseline], axis=1)
+    excess = (sign * (demand - usual[:, None]))[:, since:].sum(1)
+    spread, expected = effective_number(excess), effective_number(usual)
     return spread / max(expected, 1.0)
 
 
