@@ -145,7 +145,7 @@ class Counts:
 class Panel:
     """A grain within a `Span`.
 
-    `keys`: a row a series (the dimensions); `counts`: arrays by names of `evidence.COUNTS`; `cell*`: the filled cells of
+    `keys`: a row a series (the dimensions); `counts`: arrays by names of `evidence.COUNTS`; `cell*`: filled cells of
     durations, as positions of series, minute and cell, with their spans.
     """
 
@@ -243,6 +243,13 @@ def quantile_ns(spread: Floats, q: float) -> float | None:
     before = up_to[position - 1] if position else 0.0
     share = (q * total - before) / max(float(spread[position]), 1e-9)
     return cell_value_ns(position + share - 0.5)
+
+
+def dense(span: Span, frame: pl.DataFrame, keys: pl.DataFrame, column: str) -> Floats:
+    """Sums of a column of a frame with `minute` and the columns of `keys`: an array of rows of `keys` x minutes."""
+    numbered = frame.join(keys.with_row_index("series"), on=keys.columns, maintain_order="left")
+    at = numbered["series"].to_numpy().astype(np.intp) * span.count + span.index(numbered["minute"])
+    return _dense(at, numbered[column].to_numpy(), (keys.height, span.count))
 
 
 def summed(array: Floats, groups: Ints, count: int, weights: Floats | None = None) -> Floats:

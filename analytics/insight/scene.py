@@ -14,7 +14,7 @@ from statsmodels.stats.multitest import multipletests
 from analytics.insight import baselines
 from analytics.insight.baselines import Scan
 from analytics.insight.evidence import Evidence, Grain
-from analytics.insight.panel import Bools, Floats, Ints, Measure, Panel, Rated, Span, summed
+from analytics.insight.panel import Bools, Floats, Ints, Measure, Panel, Rated, Span, dense, summed
 from collector.config import InsightConfig
 
 STRATA = {
@@ -105,22 +105,30 @@ class Scene:
         return found
 
     @cached_property
-    def demand(self) -> Floats:
-        """Spans of servers and consumers of panel base (all spans where there are none), by series and minute."""
-        panel = self.panel("base")
-        served = panel.keys["kind"].is_in(["server", "consumer"]).to_numpy()
-        return panel.counts["count"] * served[:, None] if served.any() else panel.counts["count"]
+    def demand(self) -> tuple[pl.DataFrame, Floats]:
+        """Steady demand (see `traced.demand`): columns region and tenant, and for each row its counts by minute."""
+        known = self.evidence.demand.filter(pl.col("minute") >= self.span.start, pl.col("minute") < self.span.end)
+        keys = known.select("region", "tenant").unique().sort("region", "tenant")
+        return keys, dense(self.span, known, keys, "steady_count")
+
+    def demand_by(self, by: Sequence[str], sign: int = 1) -> Groups:
+        """Scan demand, summed up by region, tenant or both; `of` goes by the rows of `demand`."""
+        key = ("demand", "", tuple(by), sign)
+        if key not in self._levels:
+            keys, count = self.demand
+            names = keys.select(by).unique(maintain_order=True).with_row_index("group")
+            of = keys.join(names, on=list(by), maintain_order="left")["group"].to_numpy().astype(np.intp)
+            measure = traffic(summed(count, of, names.height), self.span)
+            self._levels[key] = self.judged(names.drop("group"), of, measure, "demand", sign)
+        return self._levels[key]
 
     def level(self, name: str, what: str, by: Sequence[str], sign: int = 1) -> Groups:
-        """Scan a measure of a panel, summed up by some dimensions; `what` may be 'demand' too."""
+        """Scan a measure of a panel, summed up by some dimensions."""
         key = (name, what, tuple(by), sign)
         if key not in self._levels:
             panel = self.panel(name)
             keys, of = panel.groups(by)
-            if what == "demand":
-                measure = traffic(summed(self.demand, of, keys.height), self.span)
-            else:
-                measure = self.measure(name, what).by(of, keys.height)
+            measure = self.measure(name, what).by(of, keys.height)
             self._levels[key] = self.judged(keys, of, measure, what, sign)
         return self._levels[key]
 

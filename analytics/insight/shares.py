@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -72,11 +72,3 @@ def _flagged(
 
 def _sums(measure: Measure | Rated, since: int) -> tuple[Floats, Floats]:
     return (measure.observed - measure.expected)[:, since:].sum(1), measure.expected[:, since:].sum(1)
-
-
-def dense(scene: Scene, frame: pl.DataFrame, keys: pl.DataFrame, values: Callable[[pl.DataFrame], pl.Series]) -> Floats:
-    """Sums of `values` of a frame with `minute` and the columns of `keys`: an array of rows of keys x minutes."""
-    numbered = frame.join(keys.with_row_index("series"), on=keys.columns, maintain_order="left")
-    at = numbered["series"].to_numpy().astype(np.intp) * scene.span.count + scene.span.index(numbered["minute"])
-    flat = np.bincount(at, weights=values(numbered).to_numpy(), minlength=keys.height * scene.span.count)
-    return flat.reshape(keys.height, scene.span.count)

@@ -14,9 +14,9 @@ from analytics.buckets import GAMMA
 from analytics.change import duration
 from analytics.insight import baselines, telling
 from analytics.insight.finding import Effect, Finding, Kind, Place
-from analytics.insight.panel import Counts, Floats, Ints, Measure, Panel, Rated
+from analytics.insight.panel import Counts, Floats, Ints, Measure, Panel, Rated, dense
 from analytics.insight.scene import Scene
-from analytics.insight.shares import Spot, dense, spots
+from analytics.insight.shares import Spot, spots
 from analytics.insight.traced import LAG_CELL_BUCKETS
 
 BY = ("region", "tenant", "destination")
@@ -34,7 +34,7 @@ def find(scene: Scene) -> list[Finding]:
         return []
     keys = counts.select(BY).unique().sort(BY)
     cells = scene.evidence.delivery_cells.filter(within)
-    messages, delivered = (dense(scene, counts, keys, lambda f, n=name: f[n]) for name in ("messages", "deliveries"))  # type: ignore[misc]
+    messages, delivered = (dense(scene.span, counts, keys, name) for name in ("messages", "deliveries"))
     late = _late(scene, cells, keys)
     strata = np.zeros(keys.height, dtype=np.intp)
     lags = baselines.rates(late, delivered, strata, 1, scene.span)
