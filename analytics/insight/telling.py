@@ -14,7 +14,7 @@ from statsmodels.stats.proportion import proportion_confint
 from analytics.change import duration
 from analytics.insight.finding import Confidence, Effect, Place, Severity
 from analytics.insight.locating import effective_number
-from analytics.insight.panel import Bools, Floats, Measure, Panel, Rated, cell_value_ns, quantile_ns, summed
+from analytics.insight.panel import Bools, Floats, Measure, Panel, Rated, cell_value_ns, quantile_ns
 from analytics.insight.scene import STRATA, Scene
 
 _SAMPLE_MAX = 3000
@@ -229,8 +229,3 @@ def _sample(spread: Floats) -> Floats:
 
 def _quoted(text: str) -> str:
     return text.replace("'", "''")
-
-
-def by_groups(values: Floats, groups: np.ndarray, count: int) -> Floats:
-    """Sums of a vector by group."""
-    return summed(values[:, None], groups, count)[:, 0]
