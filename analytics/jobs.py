@@ -11,9 +11,6 @@ from datetime import UTC, datetime
 import duckdb
 
 from analytics.definitions import ANALYTICS_DEFINITIONS
-from analytics.insight.alerts import Alerts
-from analytics.insight.job import JOB as INSIGHT
-from analytics.insight.job import InsightJob
 from analytics.rollup import compact, job, sets
 from analytics.rollup.job import Done, Memory
 from analytics.rollup.sets import BASE, DimensionSet
@@ -99,16 +96,14 @@ def run_forever(lake: Lake, config: Config, stop: threading.Event) -> None:
     """Run each job at its interval until `stop` is set; the runs that are on are finished first.
 
     The tables of traces and the findings have threads of their own, so that rollups never wait for them. An error is
-    logged, and the next run of that job waits twice as long as the last, at most BACKOFF_SECONDS_MAX. Raises
-    OperatorError for alerts that cannot be configured so.
+    logged, and the next run of that job waits twice as long as the last, at most BACKOFF_SECONDS_MAX.
     """
     memory = Memory()
-    beside = [threading.Thread(target=_keep_traces, name=TRACES, args=(lake, config, stop))] * bool(
-        config.analyze.trace_parts
-    )
+    beside = []
+    if config.analyze.trace_parts:
+        beside.append(threading.Thread(target=_keep_traces, name=TRACES, args=(lake, config, stop)))
     if config.insight.enabled:
-        insight = InsightJob(lake, config.insight, Alerts(config.alerts).tell)
-        beside.append(threading.Thread(target=_keep_findings, name=INSIGHT, args=(insight, stop)))
+        beside.append(threading.Thread(target=_keep_findings, name="insight", args=(lake, config, stop)))
     for thread in beside:
         thread.start()
     try:
@@ -124,7 +119,16 @@ def _keep_traces(lake: Lake, config: Config, stop: threading.Event) -> None:
     _repeat(lambda: traces.catch_up(stop.is_set), config.analyze.traces_interval_seconds, stop)
 
 
-def _keep_findings(insight: InsightJob, stop: threading.Event) -> None:
+def _keep_findings(lake: Lake, config: Config, stop: threading.Event) -> None:
+    # The statistics take a second to load, which nobody waits for here.
+    from analytics.insight.alerts import Alerts  # noqa: PLC0415
+    from analytics.insight.job import InsightJob  # noqa: PLC0415
+
+    try:
+        insight = InsightJob(lake, config.insight, Alerts(config.alerts).tell)
+    except SpanlakeError as error:
+        log.error("there will be no findings: %s", error)  # noqa: TRY400 - the message says it all
+        return
     _repeat(lambda: insight.step(datetime.now(UTC)), _INSIGHT_LOOK_SECONDS, stop)
 
 

@@ -3,9 +3,9 @@
     python -m benchmarks.insights [--tenants 1000] [--regions 6] [--operations 20] [--minutes 180] [--spans 5000000]
 
 A run: `findings` on evidence of so many minutes, in which each tenant uses one to three regions, with Zipf-like traffic
-(counts by minute are Poisson; series without spans in a minute have no row, as in the rollups). An increment: reading is not
-in it (see benchmarks.health for the lake), joining one more minute to the evidence is. CPU of this process, all threads; peak
-of resident memory. Explain: over a lake of one file of spans, as `spanlake explain` asks it.
+(counts by minute are Poisson; series without spans in a minute have no row, as in the rollups). An increment: joining
+one more minute to the evidence; reading it is not in it. CPU of this process, all threads; peak of resident memory.
+Explain: over a lake of so many spans, as `spanlake explain` asks it.
 """
 
 from __future__ import annotations

@@ -308,7 +308,7 @@ class InsightConfig(Section):
 
     enabled: bool = Field(True, description="look for findings each minute, as part of the jobs")
     history_minutes: int = Field(
-        180, ge=20, le=1440, description="minutes that are looked at: the last ones are compared with those before"
+        120, ge=20, le=1440, description="minutes that are looked at: the last ones are compared with those before"
     )
     recent_minutes: int = Field(15, ge=3, le=240, description="minutes, the newest, that are judged")
     volume_min: int = Field(60, ge=1, description="spans that a place needs in the minutes that are judged")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import fields, replace
 from datetime import UTC, datetime, timedelta
 
 import numpy as np
@@ -156,3 +157,57 @@ def test_evidence_in_parts_says_what_the_whole_says() -> None:
     end = NOON + timedelta(minutes=MINUTES)
     one, other = (findings(evidence, end, HOUR) for evidence in (of_spans(whole), parts))
     assert [(f.identity, f.since, f.sentence) for f in one] == [(f.identity, f.since, f.sentence) for f in other]
+
+
+@pytest.fixture(scope="module")
+def troubled() -> Evidence:
+    return of_spans(spans(changed(ON_HOST, served=pl.col("served") * 3, fails=pl.col("number") % 7 == 0)))
+
+
+@pytest.mark.parametrize("missing", [field.name for field in fields(Evidence)])
+def test_what_is_not_known_is_not_needed(troubled: Evidence, missing: str) -> None:
+    """Tables that a lake has not are empty frames: the others still tell that something is wrong."""
+    end = NOON + timedelta(minutes=MINUTES)
+    found = findings(replace(troubled, **{missing: getattr(Evidence.empty(), missing)}), end, HOUR)
+    assert bool(found) == (missing != "base")
+
+
+@pytest.mark.parametrize("kind", ["internal", "producer", "consumer", "unspecified"])
+def test_spans_of_one_kind_and_unknown_places_are_fine(kind: str) -> None:
+    odd = spans(changed(NORTH, served=pl.col("served") * 5)).with_columns(
+        kind=pl.lit(kind),
+        region=pl.lit(None, pl.String),
+        host=pl.lit(None, pl.String),
+        parent_span_id=pl.lit(None, pl.String),
+    )
+    end = NOON + timedelta(minutes=MINUTES)
+    assert {one.region for one in findings(of_spans(odd), end, HOUR)} <= {"unknown", None}
+
+
+def test_traffic_that_goes_over_is_a_shift_of_the_mix() -> None:
+    over = platform().with_columns(
+        tenant=pl.when(DURING & (pl.col("tenant") == "t0") & (pl.col("number") % 4 > 0))
+        .then(pl.lit("t5"))
+        .otherwise(pl.col("tenant"))
+    )
+    kinds = {one.kind for one in told(over)}
+    assert kinds == {"mix_shift"}
+
+
+def test_a_burst_of_a_tenant_is_told_as_such() -> None:
+    calm = platform()
+    more = calm.filter(DURING & (pl.col("tenant") == "t2"))
+    copies = pl.concat([more.with_columns(pl.col("number") + 10**7 * copy) for copy in range(1, 5)])
+    found = told(pl.concat([calm, copies]))[0]
+    assert (found.kind, found.suspects) == ("burst", ("tenant=t2",))
+    assert found.effect.ratio == pytest.approx(5, rel=0.3)
+
+
+def test_errors_that_are_called_again_are_a_retry_storm() -> None:
+    calm = platform()
+    failing = DURING & NORTH & (pl.col("number") % 3 == 0)
+    failed = calm.with_columns(fails=pl.when(failing).then(pl.lit(value=True)).otherwise(pl.col("fails")))
+    again = failed.filter(failing).with_columns(pl.col("number") + 10**7)
+    found = told(pl.concat([failed, again]))[0]
+    assert (found.kind, found.region) == ("retry_storm", "north")
+    assert any(symptom.startswith(("errors", "region_errors")) for symptom in found.symptoms)

@@ -12,13 +12,16 @@ from hypothesis import strategies as st
 
 from analytics.insight import baselines, telling
 from analytics.insight.alerts import Alerts
+from analytics.insight.changes import began, change_points
 from analytics.insight.finding import FINDINGS_SCHEMA, Confidence, Effect, Finding, Place, frame
 from analytics.insight.folding import explains, fold
+from analytics.insight.forecasting import forecast
 from analytics.insight.hosts import shifted_correlation
 from analytics.insight.lifecycle import Tracker
 from analytics.insight.locating import effective_number, locate
 from analytics.insight.mix import kitagawa
-from analytics.insight.panel import Measure, Span, quantile_ns
+from analytics.insight.objectives import burn_rate
+from analytics.insight.panel import Rated, Span, quantile_ns
 from analytics.insight.traced import DEMAND_SCHEMA, steady
 from analytics.insight.trends import rising
 from collector.config import AlertsConfig
@@ -61,7 +64,7 @@ def test_kitagawa_tells_simpsons_paradox() -> None:
     assert by_rates + by_mix > 0
 
 
-def measure(rate: np.ndarray, trials: float = 1000.0, seed: int = 1) -> Measure:
+def measure(rate: np.ndarray, trials: float = 1000.0, seed: int = 1) -> Rated:
     rng = np.random.default_rng(seed)
     tried = np.full(rate.shape, trials)
     observed = rng.binomial(int(trials), rate).astype(float)
@@ -159,6 +162,34 @@ def test_quantiles_of_cells_are_near_those_of_the_durations() -> None:
     for q in (0.5, 0.95, 0.99):
         assert quantile_ns(spread, q) == pytest.approx(np.quantile(durations, q), rel=0.03)
     assert quantile_ns(np.zeros(CELLS), 0.5) is None
+
+
+def test_change_points_are_where_the_mean_changes() -> None:
+    rng = np.random.default_rng(2)
+    values = np.concatenate([rng.normal(0, 1, 40), rng.normal(8, 1, 12)])
+    assert change_points(values) == [40]
+    assert change_points(rng.normal(0, 1, 60)) == []
+    assert began(values, 42) == 40
+    assert began(values, 20) == 20
+
+
+def test_a_forecast_is_silent_unless_it_beats_the_day_before() -> None:
+    hours = np.arange(14 * 24)
+    noise = np.random.default_rng(1).normal(0, 1, len(hours))
+    season = 100 + 30 * np.sin(2 * np.pi * hours / 24)
+    found = forecast(season + 2 * hours + noise)
+    assert found is not None
+    assert found.skill > 0.3
+    expected = 100 + 30 * np.sin(2 * np.pi * (hours[-1] + 1 + np.arange(24)) / 24) + 2 * (hours[-1] + 1 + np.arange(24))
+    assert found.middle == pytest.approx(expected, rel=0.05)
+    assert (found.low <= found.middle).all()
+    assert forecast(np.tile(season[:24], 14)) is None  # yesterday's figures are exact
+    assert forecast(season[:48]) is None
+
+
+def test_a_burn_rate_is_the_bad_share_over_what_is_allowed() -> None:
+    assert burn_rate(144, 1000, 0.99) == pytest.approx(14.4)
+    assert burn_rate(0, 0, 0.99) == 0
 
 
 def test_steady_demand_does_not_move_with_a_burst_of_ten_seconds() -> None:

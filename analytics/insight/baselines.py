@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import stats
 
-from analytics.insight.panel import Bools, Floats, Ints, Measure, Span, summed
+from analytics.insight.panel import Bools, Floats, Ints, Measure, Rated, Span, summed
 
 PRIOR_TRIALS = 200.0
 SCALES = (2, 3, 5, 8, 12)
@@ -66,19 +66,19 @@ def clean_minutes(observed: Floats, trials: Floats, span: Span) -> Floats:
     return clean
 
 
-def rates(observed: Floats, trials: Floats, strata: Ints, count: int, span: Span) -> Measure:
+def rates(observed: Floats, trials: Floats, strata: Ints, count: int, span: Span) -> Rated:
     """Expect of every series the rate of its baseline, drawn towards its stratum's."""
     of_strata = summed(observed, strata, count), summed(trials, strata, count)
     clean = clean_minutes(*of_strata, span)
     stratum_rate = (of_strata[0] * clean).sum(1) / np.maximum((of_strata[1] * clean).sum(1), 1.0)
-    mine = clean[strata]
-    events, tried = (observed * mine).sum(1), (trials * mine).sum(1)
+    mine = clean[strata].astype(bool)
+    events, tried = (array.sum(1, where=mine, dtype=float) for array in (observed, trials))
     rate = (events + PRIOR_TRIALS * stratum_rate[strata]) / (tried + PRIOR_TRIALS)
     rate = np.clip(rate, 1e-5, 1 - 1e-5)[:, None]
-    return Measure(observed, rate * trials, rate * (1 - rate) * trials, trials)
+    return Rated(observed, trials, rate.astype(observed.dtype))
 
 
-def scan(measure: Measure, span: Span, sign: int = 1, scales: tuple[int, ...] = SCALES) -> Scan:
+def scan(measure: Measure | Rated, span: Span, sign: int = 1, scales: tuple[int, ...] = SCALES) -> Scan:
     """Look for too many events (`sign` 1) or too few (-1) in the last minutes of each series."""
     excess = sign * (measure.observed - measure.expected)
     residuals = excess / np.sqrt(np.maximum(measure.variance, 0.25))

@@ -14,9 +14,8 @@ from analytics.insight import telling
 from analytics.insight.changes import began
 from analytics.insight.finding import Effect, Finding, Place
 from analytics.insight.mix import by_mix_of
-from analytics.insight.panel import Floats
+from analytics.insight.panel import Floats, dense
 from analytics.insight.scene import Scene
-from analytics.insight.shares import dense
 
 _MINUTES = 3
 _MOVED_MIN = 0.06
@@ -31,7 +30,7 @@ def find(scene: Scene) -> list[Finding]:
     for region in known["region"].unique().sort():
         here = known.filter(pl.col("region") == region)
         keys = here.select("tenant").unique().sort("tenant")
-        demand = dense(scene, here, keys, lambda frame: frame["steady_count"])
+        demand = dense(scene.span, here, keys, "steady_count")
         told = _shift(scene, str(region), keys["tenant"], demand)
         found += [told] if told is not None else []
     return found

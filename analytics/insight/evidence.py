@@ -152,11 +152,6 @@ class Evidence:
         """Start of the oldest minute (naive UTC), None without any."""
         return self.base.rows["minute"].min()  # type: ignore[return-value]
 
-    @property
-    def last_minute(self) -> datetime | None:
-        """Start of the newest minute (naive UTC), None without any."""
-        return self.base.rows["minute"].max()  # type: ignore[return-value]
-
 
 def of_spans(spans: pl.DataFrame) -> Evidence:
     """Everything that a frame of spans tells (columns as table `spans`; what is missing is taken as NULL).

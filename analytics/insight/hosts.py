@@ -19,7 +19,7 @@ from statsmodels.stats.multitest import multipletests
 
 from analytics.insight import telling
 from analytics.insight.finding import Finding, Place
-from analytics.insight.panel import Bools, Floats, Measure, Panel, summed
+from analytics.insight.panel import Bools, Floats, Panel, Rated, summed
 from analytics.insight.scene import Groups, Scene
 
 BY = ("region", "service_name", "host")
@@ -52,7 +52,7 @@ def find(scene: Scene) -> list[Finding]:
     serving = panel.keys["kind"].is_in(SERVING).to_numpy()
     found: dict[tuple[str, ...], tuple[float, Finding]] = {}
     for what in ("slow", "very_slow", "errors"):
-        measure = _masked(scene.measure("host", what), serving)
+        measure = scene.measure("host", what).only(serving)
         keys, of = panel.groups(BY)
         groups = scene.judged(keys, of, measure.by(of, keys.height), what)
         peers = _peers(groups)
@@ -62,10 +62,6 @@ def find(scene: Scene) -> list[Finding]:
             if place not in found or z > found[place][0]:
                 found[place] = (z, _host(scene, groups, int(index), what, measure, (of == index) & serving))
     return [finding for _, finding in found.values()]
-
-
-def _masked(measure: Measure, which: Bools) -> Measure:
-    return Measure(*(array * which[:, None] for array in vars(measure).values()))
 
 
 def _peers(groups: Groups) -> Bools:
@@ -93,7 +89,7 @@ def _peers(groups: Groups) -> Bools:
     return found
 
 
-def _host(scene: Scene, groups: Groups, index: int, what: str, measure: Measure, which: Bools) -> Finding:
+def _host(scene: Scene, groups: Groups, index: int, what: str, measure: Rated, which: Bools) -> Finding:
     panel, scan = scene.panel("host"), groups.scan
     region, service, host = (str(value) for value in groups.keys.row(index))
     since = int(scan.since[index])
@@ -139,7 +135,7 @@ def _host(scene: Scene, groups: Groups, index: int, what: str, measure: Measure,
     )  # fmt: skip
 
 
-def suspects(scene: Scene, panel: Panel, measure: Measure, which: Bools, since: int) -> list[Suspect]:
+def suspects(scene: Scene, panel: Panel, measure: Rated, which: Bools, since: int) -> list[Suspect]:
     """Tenants whose load on the host goes with the trouble of the others there, best first."""
     tenants = panel.keys.filter(pl.Series(which)).select("tenant").unique(maintain_order=True).with_row_index("group")
     of = panel.keys.filter(pl.Series(which)).join(tenants, on="tenant", maintain_order="left")["group"].to_numpy()

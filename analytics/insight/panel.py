@@ -7,7 +7,7 @@ not compare, and a change of the mix of operations leaves their expectation righ
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any
@@ -15,9 +15,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import polars as pl
+from scipy import sparse
 
 from analytics.buckets import GAMMA
-from analytics.insight.evidence import BUCKETS_PER_CELL, COUNTS, Grain
+from analytics.insight.evidence import BUCKETS_PER_CELL, Grain
 
 Floats = npt.NDArray[np.floating[Any]]
 Bools = npt.NDArray[np.bool_]
@@ -67,7 +68,7 @@ class Span:
 
 @dataclass(frozen=True)
 class Measure:
-    """What was counted and what was expected, of the baseline's rates: arrays of series x minutes.
+    """What was counted and what was expected: arrays of series x minutes.
 
     `variance`: of the counts, were they independent; `trials`: what they are a share of.
     """
@@ -77,26 +78,83 @@ class Measure:
     variance: Floats
     trials: Floats
 
+    def arrays(self) -> tuple[Floats, Floats, Floats, Floats]:
+        """observed, expected, variance, trials."""
+        return self.observed, self.expected, self.variance, self.trials
+
     def by(self, groups: Ints, count: int) -> Measure:
         """Sums over the series of each group."""
-        return Measure(*(summed(array, groups, count) for array in vars(self).values()))
+        return Measure(*(summed(array, groups, count) for array in self.arrays()))
 
     def rows(self, which: Ints | Bools) -> Measure:
         """Some of the series."""
-        return Measure(*(array[which] for array in vars(self).values()))
+        return Measure(*(array[which] for array in self.arrays()))
+
+
+@dataclass(frozen=True)
+class Rated:
+    """As `Measure`, where each series is expected to have a rate of its own (a column): nothing is stored twice."""
+
+    observed: Floats
+    trials: Floats
+    rate: Floats
+
+    @property
+    def expected(self) -> Floats:
+        """Events at that rate."""
+        return self.rate * self.trials
+
+    @property
+    def variance(self) -> Floats:
+        """Of independent events at that rate."""
+        return self.rate * (1 - self.rate) * self.trials
+
+    def arrays(self) -> tuple[Floats, Floats, Floats, Floats]:
+        """observed, expected, variance, trials."""
+        return self.observed, self.expected, self.variance, self.trials
+
+    def by(self, groups: Ints, count: int) -> Measure:
+        """Sums over the series of each group."""
+        rate = self.rate[:, 0]
+        expected, variance = (summed(self.trials, groups, count, weight) for weight in (rate, rate * (1 - rate)))
+        return Measure(summed(self.observed, groups, count), expected, variance, summed(self.trials, groups, count))
+
+    def rows(self, which: Ints | Bools) -> Rated:
+        """Some of the series."""
+        return Rated(self.observed[which], self.trials[which], self.rate[which])
+
+    def only(self, which: Bools) -> Rated:
+        """All series, but nothing in those that are not of `which`."""
+        return Rated(self.observed * which[:, None], self.trials * which[:, None], self.rate)
+
+
+class Counts:
+    """Arrays of series x minutes by name, each made when it is asked for."""
+
+    def __init__(self, make: Callable[[str], Floats]) -> None:
+        self._make = make
+        self._made: dict[str, Floats] = {}
+
+    def __getitem__(self, name: str) -> Floats:
+        if name not in self._made:
+            self._made[name] = self._make(name)
+        return self._made[name]
 
 
 @dataclass(frozen=True)
 class Panel:
-    """A grain within a `Span`: `keys` a row a series (the dimensions), `counts` by COUNTS' names, `cells` the filled
-    cells of durations as positions of series, minute and cell with their spans."""
+    """A grain within a `Span`.
+
+    `keys`: a row a series (the dimensions); `counts`: arrays by names of `evidence.COUNTS`; `cell*`: filled cells of
+    durations, as positions of series, minute and cell, with their spans.
+    """
 
     span: Span
     keys: pl.DataFrame
-    counts: dict[str, Floats]
-    cell_series: Ints
-    cell_minute: Ints
-    cell: Ints
+    counts: Counts
+    cell_series: npt.NDArray[np.integer[Any]]
+    cell_minute: npt.NDArray[np.integer[Any]]
+    cell: npt.NDArray[np.integer[Any]]
     cell_spans: Floats
 
     @classmethod
@@ -112,11 +170,11 @@ class Panel:
         return cls(
             span,
             grain.keys.filter(pl.Series(used)),
-            {name: _dense(at, inside.rows[name].to_numpy(), shape) for name in COUNTS},
-            number[inside.cells["series"].to_numpy()],
-            span.index(inside.cells["minute"]),
-            inside.cells["cell"].to_numpy().astype(np.intp) - _FIRST_CELL,
-            inside.cells["spans"].to_numpy().astype(np.float64),
+            Counts(lambda name: _dense(at, inside.rows[name].to_numpy(), shape)),
+            number[inside.cells["series"].to_numpy()].astype(np.int32),
+            span.index(inside.cells["minute"]).astype(np.int16),
+            inside.cells["cell"].to_numpy() - np.int16(_FIRST_CELL),
+            inside.cells["spans"].to_numpy().astype(np.float32),
         )
 
     def where(self, which: pl.Series) -> Panel:
@@ -127,8 +185,8 @@ class Panel:
         return replace(
             self,
             keys=self.keys.filter(which.fill_null(value=False)),
-            counts={name: array[mask] for name, array in self.counts.items()},
-            cell_series=renumbered[self.cell_series[cells]],
+            counts=Counts(lambda name: self.counts[name][mask]),
+            cell_series=renumbered[self.cell_series[cells]].astype(np.int32),
             cell_minute=self.cell_minute[cells],
             cell=self.cell[cells],
             cell_spans=self.cell_spans[cells],
@@ -159,7 +217,7 @@ class Panel:
     def beyond(self, cells: Floats) -> Floats:
         """Spans longer than the cell given for each series, by series and minute."""
         slow = self.cell > cells[self.cell_series]
-        at = self.cell_series[slow] * self.span.count + self.cell_minute[slow]
+        at = self.cell_series[slow].astype(np.intp) * self.span.count + self.cell_minute[slow]
         return _dense(at, self.cell_spans[slow], (self.size, self.span.count))
 
     def spread(self, series: Bools, minutes: slice) -> Floats:
@@ -187,17 +245,21 @@ def quantile_ns(spread: Floats, q: float) -> float | None:
     return cell_value_ns(position + share - 0.5)
 
 
-def summed(array: Floats, groups: Ints, count: int) -> Floats:
-    """Sums of the rows of each group: an array of count x columns."""
-    if len(groups) == 0:
-        return np.zeros((count, array.shape[1]))
-    order = np.argsort(groups, kind="stable")
-    starts = np.flatnonzero(np.diff(groups[order], prepend=-1))
-    found = np.zeros((count, array.shape[1]))
-    found[groups[order][starts]] = np.add.reduceat(array[order], starts, axis=0)
+def dense(span: Span, frame: pl.DataFrame, keys: pl.DataFrame, column: str) -> Floats:
+    """Sums of a column of a frame with `minute` and the columns of `keys`: an array of rows of `keys` x minutes."""
+    numbered = frame.join(keys.with_row_index("series"), on=keys.columns, maintain_order="left")
+    at = numbered["series"].to_numpy().astype(np.intp) * span.count + span.index(numbered["minute"])
+    return _dense(at, numbered[column].to_numpy(), (keys.height, span.count))
+
+
+def summed(array: Floats, groups: Ints, count: int, weights: Floats | None = None) -> Floats:
+    """Sums of the rows of each group, each row times its weight: an array of count x columns."""
+    ones = np.ones(len(groups), dtype=array.dtype) if weights is None else weights.astype(array.dtype)
+    picking = sparse.csr_matrix((ones, (groups, np.arange(len(groups)))), shape=(count, len(groups)))
+    found: Floats = picking @ array
     return found
 
 
 def _dense(at: Ints, values: npt.NDArray[Any], shape: tuple[int, int]) -> Floats:
     flat = np.bincount(at, weights=values, minlength=shape[0] * shape[1])
-    return flat.reshape(shape)
+    return flat.reshape(shape).astype(np.float32)

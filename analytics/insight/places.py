@@ -15,7 +15,7 @@ from analytics.insight import telling
 from analytics.insight.changes import began
 from analytics.insight.finding import Finding, Kind, Place
 from analytics.insight.locating import locate
-from analytics.insight.panel import Bools, Floats, Measure, Panel
+from analytics.insight.panel import Bools, Floats, Measure, Panel, Rated
 from analytics.insight.scene import Groups, Scene
 
 LEVELS = (
@@ -77,7 +77,7 @@ def _trouble(groups: Groups, index: int, what: str, region: str, panel: Panel) -
     )  # fmt: skip
 
 
-def _excess(measure: Measure, since: int) -> tuple[Floats, Floats]:
+def _excess(measure: Measure | Rated, since: int) -> tuple[Floats, Floats]:
     return (measure.observed - measure.expected)[:, since:].sum(1), measure.expected[:, since:].sum(1)
 
 
@@ -107,7 +107,7 @@ def _latency(scene: Scene, trouble: Trouble) -> Finding | None:
     return _told(scene, trouble, kind, place, tenant, hurt, effect, which, slow == _NETWORK)
 
 
-def _worst_operation(panel: Panel, measure: Measure, which: Bools, since: int) -> Bools:
+def _worst_operation(panel: Panel, measure: Measure | Rated, which: Bools, since: int) -> Bools:
     """Of the series, those of the one operation that holds most of the excess: durations of different ones do not "
     "mix."""
     keys, of = panel.groups(("service_name", "operation", "kind"))
@@ -116,7 +116,7 @@ def _worst_operation(panel: Panel, measure: Measure, which: Bools, since: int) -
     return which & (of == top)
 
 
-def goes_on(measure: Measure, which: Bools, since: int) -> bool:
+def goes_on(measure: Measure | Rated, which: Bools, since: int) -> bool:
     """Whether the last two minutes still have a good part of the excess that the stretch has on average."""
     observed, expected = (array[which] for array in (measure.observed, measure.expected))
     whole = observed[:, since:].sum() / max(expected[:, since:].sum(), 0.5)
@@ -176,7 +176,7 @@ def _errors(scene: Scene, trouble: Trouble) -> Finding | None:
     return _told(scene, trouble, kind, place, tenant, hurt, effect, which, network=False)
 
 
-def failing_service(panel: Panel, measure: Measure, which: Bools, since: int) -> str | None:
+def failing_service(panel: Panel, measure: Measure | Rated, which: Bools, since: int) -> str | None:
     """The service whose own serving spans hold errors that its calls do not; the deepest where a chain fails."""
     excess, _ = _excess(measure.rows(which), since)
     frame = panel.keys.filter(pl.Series(which)).select("service_name", "kind").with_columns(excess=pl.Series(excess))

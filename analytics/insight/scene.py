@@ -14,7 +14,7 @@ from statsmodels.stats.multitest import multipletests
 from analytics.insight import baselines
 from analytics.insight.baselines import Scan
 from analytics.insight.evidence import Evidence, Grain
-from analytics.insight.panel import Bools, Floats, Ints, Measure, Panel, Span
+from analytics.insight.panel import Bools, Floats, Ints, Measure, Panel, Rated, Span, dense, summed
 from collector.config import InsightConfig
 
 STRATA = {
@@ -39,7 +39,7 @@ class Groups:
 
     keys: pl.DataFrame
     of: Ints
-    measure: Measure
+    measure: Measure | Rated
     scan: Scan
     p_corrected: Floats
     flagged: Bools
@@ -57,7 +57,7 @@ class Scene:
         minutes = 0 if first is None else int((end - first) / timedelta(minutes=1))
         self.span = Span.until(end, max(0, min(minutes, config.history_minutes)), config.recent_minutes)
         self._panels: dict[str, Panel] = {}
-        self._measures: dict[tuple[str, str], Measure] = {}
+        self._measures: dict[tuple[str, str], Rated] = {}
         self._levels: dict[tuple[str, str, tuple[str, ...], int], Groups] = {}
 
     @property
@@ -72,7 +72,7 @@ class Scene:
             self._panels[name] = Panel.of(grain, self.span)
         return self._panels[name]
 
-    def measure(self, name: str, what: str) -> Measure:
+    def measure(self, name: str, what: str) -> Rated:
         """One of SHARES of a panel, with what was to be expected of each of its series."""
         key = (name, what)
         if key not in self._measures:
@@ -105,29 +105,34 @@ class Scene:
         return found
 
     @cached_property
-    def demand(self) -> Measure:
-        """Spans of servers (all spans where there are none) of panel base: expected as many as the baseline's "
-        "median."""
-        panel = self.panel("base")
-        served = panel.keys["kind"].is_in(["server", "consumer"]).to_numpy()
-        count = panel.counts["count"] * (served if served.any() else np.ones(panel.size))[:, None]
-        return traffic(count, self.span)
+    def demand(self) -> tuple[pl.DataFrame, Floats]:
+        """Steady demand (see `traced.demand`): columns region and tenant, and for each row its counts by minute."""
+        known = self.evidence.demand.filter(pl.col("minute") >= self.span.start, pl.col("minute") < self.span.end)
+        keys = known.select("region", "tenant").unique().sort("region", "tenant")
+        return keys, dense(self.span, known, keys, "steady_count")
+
+    def demand_by(self, by: Sequence[str], sign: int = 1) -> Groups:
+        """Scan demand, summed up by region, tenant or both; `of` goes by the rows of `demand`."""
+        key = ("demand", "", tuple(by), sign)
+        if key not in self._levels:
+            keys, count = self.demand
+            names = keys.select(by).unique(maintain_order=True).with_row_index("group")
+            of = keys.join(names, on=list(by), maintain_order="left")["group"].to_numpy().astype(np.intp)
+            measure = traffic(summed(count, of, names.height), self.span)
+            self._levels[key] = self.judged(names.drop("group"), of, measure, "demand", sign)
+        return self._levels[key]
 
     def level(self, name: str, what: str, by: Sequence[str], sign: int = 1) -> Groups:
-        """Scan a measure of a panel, summed up by some dimensions; `what` may be 'demand' too."""
+        """Scan a measure of a panel, summed up by some dimensions."""
         key = (name, what, tuple(by), sign)
         if key not in self._levels:
             panel = self.panel(name)
             keys, of = panel.groups(by)
-            if what == "demand":
-                count = self.demand.observed
-                measure = traffic(Measure(count, count, count, count).by(of, keys.height).observed, self.span)
-            else:
-                measure = self.measure(name, what).by(of, keys.height)
+            measure = self.measure(name, what).by(of, keys.height)
             self._levels[key] = self.judged(keys, of, measure, what, sign)
         return self._levels[key]
 
-    def judged(self, keys: pl.DataFrame, of: Ints, measure: Measure, what: str = "", sign: int = 1) -> Groups:
+    def judged(self, keys: pl.DataFrame, of: Ints, measure: Measure | Rated, what: str = "", sign: int = 1) -> Groups:
         """Scan groups, correct their p values over all of them, and flag what stands out."""
         scan = baselines.scan(measure, self.span, sign)
         tested = scan.trials >= self.config.volume_min

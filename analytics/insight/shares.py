@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import polars as pl
 
 from analytics.insight.locating import located
-from analytics.insight.panel import Bools, Floats, Measure
+from analytics.insight.panel import Bools, Floats, Measure, Rated
 from analytics.insight.scene import Groups, Scene
 
 _PLACES_MAX = 5
@@ -28,7 +28,7 @@ class Spot:
 
 
 def spots(
-    scene: Scene, keys: pl.DataFrame, measure: Measure, levels: Sequence[Sequence[str]], order: Sequence[str],
+    scene: Scene, keys: pl.DataFrame, measure: Measure | Rated, levels: Sequence[Sequence[str]], order: Sequence[str],
     what: str = "",
 ) -> Iterator[Spot]:  # fmt: skip
     """Places where a measure of series (rows of `keys`) stands out, the most striking first, none within another.
@@ -56,7 +56,7 @@ def spots(
 
 
 def _flagged(
-    scene: Scene, keys: pl.DataFrame, measure: Measure, levels: Sequence[Sequence[str]], what: str
+    scene: Scene, keys: pl.DataFrame, measure: Measure | Rated, levels: Sequence[Sequence[str]], what: str
 ) -> Iterator[tuple[float, Groups, int]]:
     for level in levels:
         names = keys.select(level).unique(maintain_order=True).with_row_index("group")
@@ -70,13 +70,5 @@ def _flagged(
             yield float(groups.scan.z[index]), groups, int(index)
 
 
-def _sums(measure: Measure, since: int) -> tuple[Floats, Floats]:
+def _sums(measure: Measure | Rated, since: int) -> tuple[Floats, Floats]:
     return (measure.observed - measure.expected)[:, since:].sum(1), measure.expected[:, since:].sum(1)
-
-
-def dense(scene: Scene, frame: pl.DataFrame, keys: pl.DataFrame, values: Callable[[pl.DataFrame], pl.Series]) -> Floats:
-    """Sums of `values` of a frame with `minute` and the columns of `keys`: an array of rows of keys x minutes."""
-    numbered = frame.join(keys.with_row_index("series"), on=keys.columns, maintain_order="left")
-    at = numbered["series"].to_numpy().astype(np.intp) * scene.span.count + scene.span.index(numbered["minute"])
-    flat = np.bincount(at, weights=values(numbered).to_numpy(), minlength=keys.height * scene.span.count)
-    return flat.reshape(keys.height, scene.span.count)

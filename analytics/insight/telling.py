@@ -14,7 +14,7 @@ from statsmodels.stats.proportion import proportion_confint
 from analytics.change import duration
 from analytics.insight.finding import Confidence, Effect, Place, Severity
 from analytics.insight.locating import effective_number
-from analytics.insight.panel import Bools, Floats, Measure, Panel, cell_value_ns, quantile_ns, summed
+from analytics.insight.panel import Bools, Floats, Measure, Panel, Rated, cell_value_ns, quantile_ns
 from analytics.insight.scene import STRATA, Scene
 
 _SAMPLE_MAX = 3000
@@ -43,7 +43,7 @@ class Impact:
         return f"{len(self.tenants)} of {self.active} tenants"
 
 
-def impact(scene: Scene, panel: Panel, measure: Measure, which: Bools, since: int) -> Impact:
+def impact(scene: Scene, panel: Panel, measure: Measure | Rated, which: Bools, since: int) -> Impact:
     """Who is hurt among the series `which` from minute `since` on: excess against the tenant's own baseline."""
     sub = panel.keys.filter(pl.Series(which))
     if "tenant" not in sub.columns or sub.is_empty():
@@ -51,7 +51,7 @@ def impact(scene: Scene, panel: Panel, measure: Measure, which: Bools, since: in
     names = sub.select("tenant").unique(maintain_order=True).with_row_index("group")
     of = sub.join(names, on="tenant", maintain_order="left")["group"].to_numpy().astype(np.intp)
     stretch = measure.rows(which).by(of, names.height)
-    observed, expected, variance, trials = (array[:, since:].sum(1) for array in vars(stretch).values())
+    observed, expected, variance, trials = (array[:, since:].sum(1) for array in stretch.arrays())
     excess = observed - expected
     hurt = (excess > _HURT_DEVIATION * np.sqrt(np.maximum(variance, 0.25))) & (observed > _HURT_RATIO * expected)
     active = int((trials >= 5).sum())
@@ -75,9 +75,9 @@ def latency_effect(panel: Panel, which: Bools, since: int, what: str = "slow") -
     return Effect(name, value, base, value / base, low / base, high / base)
 
 
-def share_effect(name: str, measure: Measure, which: Bools, since: int) -> Effect:
+def share_effect(name: str, measure: Measure | Rated, which: Bools, since: int) -> Effect:
     """A share now against what was expected; the interval is Wilson's of now."""
-    observed, expected, _, trials = (float(array[which][:, since:].sum()) for array in vars(measure).values())
+    observed, expected, _, trials = (float(array[which][:, since:].sum()) for array in measure.arrays())
     trials = max(trials, 1.0)
     value, base = observed / trials, max(expected / trials, 1e-6)
     low, high = proportion_confint(min(observed, trials), trials, method="wilson")
@@ -229,8 +229,3 @@ def _sample(spread: Floats) -> Floats:
 
 def _quoted(text: str) -> str:
     return text.replace("'", "''")
-
-
-def by_groups(values: Floats, groups: np.ndarray, count: int) -> Floats:
-    """Sums of a vector by group."""
-    return summed(values[:, None], groups, count)[:, 0]

@@ -14,9 +14,9 @@ from analytics.buckets import GAMMA
 from analytics.change import duration
 from analytics.insight import baselines, telling
 from analytics.insight.finding import Effect, Finding, Kind, Place
-from analytics.insight.panel import Floats, Ints, Measure, Panel
+from analytics.insight.panel import Counts, Floats, Ints, Measure, Panel, Rated, dense
 from analytics.insight.scene import Scene
-from analytics.insight.shares import Spot, dense, spots
+from analytics.insight.shares import Spot, spots
 from analytics.insight.traced import LAG_CELL_BUCKETS
 
 BY = ("region", "tenant", "destination")
@@ -34,7 +34,7 @@ def find(scene: Scene) -> list[Finding]:
         return []
     keys = counts.select(BY).unique().sort(BY)
     cells = scene.evidence.delivery_cells.filter(within)
-    messages, delivered = (dense(scene, counts, keys, lambda f, n=name: f[n]) for name in ("messages", "deliveries"))  # type: ignore[misc]
+    messages, delivered = (dense(scene.span, counts, keys, name) for name in ("messages", "deliveries"))
     late = _late(scene, cells, keys)
     strata = np.zeros(keys.height, dtype=np.intp)
     lags = baselines.rates(late, delivered, strata, 1, scene.span)
@@ -46,7 +46,7 @@ def find(scene: Scene) -> list[Finding]:
     ]
 
 
-def _missing(messages: Floats, delivered: Floats, scene: Scene) -> Measure:
+def _missing(messages: Floats, delivered: Floats, scene: Scene) -> Rated:
     """Deliveries that are missing, of those that there should be."""
     before = slice(0, scene.span.baseline)
     fan_out = delivered[:, before].sum(1) / np.maximum(messages[:, before].sum(1), 1)
@@ -72,7 +72,7 @@ def _late(scene: Scene, cells: pl.DataFrame, keys: pl.DataFrame) -> Floats:
     return np.bincount(at, weights=spans[late], minlength=keys.height * scene.span.count).reshape(keys.height, -1)
 
 
-def _lag(scene: Scene, keys: pl.DataFrame, measure: Measure, spot: Spot, cells: pl.DataFrame) -> Finding:
+def _lag(scene: Scene, keys: pl.DataFrame, measure: Measure | Rated, spot: Spot, cells: pl.DataFrame) -> Finding:
     mine = cells.join(keys.filter(pl.Series(spot.which)), on=BY, how="semi")
     begin = scene.span.time(spot.since)
     now, before = (
@@ -84,7 +84,7 @@ def _lag(scene: Scene, keys: pl.DataFrame, measure: Measure, spot: Spot, cells: 
     return _told(scene, keys, measure, spot, "delivery_lag", effect, f"late since {begin:%H:%M}: {figure}")
 
 
-def _lost(scene: Scene, keys: pl.DataFrame, measure: Measure, spot: Spot) -> Finding:
+def _lost(scene: Scene, keys: pl.DataFrame, measure: Measure | Rated, spot: Spot) -> Finding:
     effect = telling.share_effect("undelivered_share", measure, spot.which, spot.since)
     figure = f"{telling.percent(effect.value)} (usually {telling.percent(effect.baseline)})"
     begin = scene.span.time(spot.since)
@@ -92,10 +92,10 @@ def _lost(scene: Scene, keys: pl.DataFrame, measure: Measure, spot: Spot) -> Fin
 
 
 def _told(
-    scene: Scene, keys: pl.DataFrame, measure: Measure, spot: Spot, kind: Kind, effect: Effect, words: str
+    scene: Scene, keys: pl.DataFrame, measure: Measure | Rated, spot: Spot, kind: Kind, effect: Effect, words: str
 ) -> Finding:
     nothing = np.empty(0, dtype=np.intp)
-    panel = Panel(scene.span, keys, {}, nothing, nothing, nothing, np.empty(0))
+    panel = Panel(scene.span, keys, Counts(lambda _: np.empty((0, 0))), nothing, nothing, nothing, np.empty(0))
     hurt = telling.impact(scene, panel, measure, spot.which, spot.since)
     tenant = spot.values.get("tenant")
     tenants = (tenant,) if tenant else hurt.tenants

@@ -8,15 +8,12 @@ that of the usual traffic.
 from __future__ import annotations
 
 import numpy as np
-import polars as pl
 
 from analytics.insight import telling
 from analytics.insight.finding import Effect, Finding, Kind, Place
 from analytics.insight.locating import effective_number, located
-from analytics.insight.panel import Bools, summed
+from analytics.insight.panel import Bools
 from analytics.insight.scene import Groups, Scene
-from analytics.insight.scene import traffic as measured
-from analytics.insight.shares import dense
 
 _BROAD = 0.5
 _STORM_RATIO = 1.2
@@ -33,14 +30,9 @@ def find(scene: Scene) -> list[Finding]:
 
 def _bursts(scene: Scene) -> list[Finding]:
     """Tenants whose steady demand multiplies, a finding each, in the region that holds the excess where it is one."""
-    known = scene.evidence.demand.filter(pl.col("minute") >= scene.span.start, pl.col("minute") < scene.span.end)
-    if known.is_empty():
-        return []
-    keys = known.select("tenant", "region").unique().sort("tenant", "region")
-    steady = dense(scene, known, keys, lambda frame: frame["steady_count"])
-    tenants = keys.select("tenant").unique(maintain_order=True).with_row_index("group")
-    of = keys.join(tenants, on="tenant", maintain_order="left")["group"].to_numpy().astype(np.intp)
-    groups = scene.judged(tenants.drop("group"), of, measured(summed(steady, of, tenants.height), scene.span))
+    keys, steady = scene.demand
+    groups = scene.demand_by(("tenant",))
+    of = groups.of
     found = []
     for index in np.flatnonzero(groups.flagged):
         scan = groups.scan
@@ -57,7 +49,7 @@ def _bursts(scene: Scene) -> list[Finding]:
 
 
 def _drops(scene: Scene) -> list[Finding]:
-    groups = scene.level("base", "demand", ("region", "tenant"), -1)
+    groups = scene.demand_by(("region", "tenant"), -1)
     found = []
     for index in np.flatnonzero(groups.flagged):
         expected_a_minute = groups.scan.expected[index] / max(int(groups.scan.length[index]), 1)
@@ -70,7 +62,7 @@ def _drops(scene: Scene) -> list[Finding]:
 
 
 def _regions(scene: Scene, sign: int) -> list[Finding]:
-    groups = scene.level("base", "demand", ("region",), sign)
+    groups = scene.demand_by(("region",), sign)
     found = []
     for index in range(groups.keys.height):
         storm = _storm_since(scene, groups, index) if sign > 0 else None
@@ -86,15 +78,10 @@ def _regions(scene: Scene, sign: int) -> list[Finding]:
 
 def _breadth(scene: Scene, groups: Groups, index: int, sign: int, since: int) -> float:
     """Over how many tenants the excess spreads, of those over which the traffic there usually does (about 0 to 1)."""
-    panel, demand = scene.panel("base"), scene.demand
-    which = groups.of == index
-    keys, of = panel.groups(("tenant",))
-    usual = np.median(demand.observed[:, : scene.span.baseline], axis=1)
-    excess = (sign * (demand.observed - usual[:, None]))[:, since:].sum(1)
-    spread, expected = (
-        effective_number(np.bincount(of[which], weights=values[which], minlength=keys.height))
-        for values in (excess, usual)
-    )
+    demand = scene.demand[1][groups.of == index]
+    usual = np.median(demand[:, : scene.span.baseline], axis=1)
+    excess = (sign * (demand - usual[:, None]))[:, since:].sum(1)
+    spread, expected = effective_number(excess), effective_number(usual)
     return spread / max(expected, 1.0)
 
 
