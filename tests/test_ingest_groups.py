@@ -16,9 +16,10 @@ import pyarrow as pa
 import pytest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
-from collector import ingest, seal
+from collector import gathering, seal
 from collector.collect import open_ingest
 from collector.config import CollectorConfig, Config, StorageConfig
+from collector.gathering import ENOUGH_BYTES, ENOUGH_REQUESTS, GATHER_SECONDS, GROUPS_BEFORE_MORE, Gathering
 from collector.ingest import Ingest
 from collector.lake import segments
 from collector.lake.location import locate
@@ -49,7 +50,8 @@ def opened(folder: Path, seal_interval_seconds: float = 1.0) -> Iterator[tuple[I
 @pytest.fixture
 def groups(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The number of requests of each transaction of a spool; groups gather for ever unless there is enough."""
-    monkeypatch.setattr(ingest, "GATHER_SECONDS", FOR_EVER)
+    monkeypatch.setattr(gathering, "GATHER_SECONDS", FOR_EVER)
+    monkeypatch.setattr(gathering, "GROUPS_BEFORE_MORE", 1)
     found: list[int] = []
     append = Spool.append
 
@@ -65,17 +67,57 @@ async def answered(ingest: Ingest, *requests: TraceRequest) -> list[Accepted]:
     return await asyncio.wait_for(asyncio.gather(*map(ingest.accept, requests)), ANSWER_SECONDS)
 
 
-def test_one_passes_at_once_and_small_ones_that_follow_gather_until_there_is_enough(
-    tmp_path: Path, groups: list[int]
-) -> None:
+def test_requests_gather_until_as_many_came_as_lately_or_bytes_are_enough(tmp_path: Path, groups: list[int]) -> None:
     async def send() -> None:
         with opened(tmp_path) as (ingest, _):
-            await answered(ingest, request(1))
-            await answered(ingest, *map(request, range(2, 10)))
-            await answered(ingest, request(10, name_bytes=200_000))
+            await answered(ingest, request(1))  # from then on two are waited for
+            await answered(ingest, request(2), request(3))  # then three
+            await answered(ingest, request(4, name_bytes=200_000))
 
     asyncio.run(send())
-    assert groups == [1, 8, 1]
+    assert groups == [1, 2, 1]
+
+
+def run_clients(clients: int, groups: int) -> tuple[float, float]:
+    """Clients that send when they are answered: seconds waited a group, and the requests of a mean group."""
+    learned, now, waited, requests = Gathering(), 0.0, 0.0, 0
+    for _ in range(groups):
+        now += 0.005
+        left = max(0.0, learned.seconds_left(now))
+        pause = 0.0 if learned.is_enough(clients, 0) else left
+        now, waited, requests = now + pause, waited + pause, requests + clients
+        learned.start_group(clients, 0, now)
+    return waited / groups, requests / groups
+
+
+@pytest.mark.parametrize("clients", [1, 2, 5])
+def test_clients_that_wait_for_their_answers_are_held_up_seldom(clients: int) -> None:
+    waited, _ = run_clients(clients, 1000)
+    assert waited <= GATHER_SECONDS / GROUPS_BEFORE_MORE
+
+
+def test_steady_senders_share_groups() -> None:
+    learned, sent_until, groups = Gathering(), 0.0, []
+    interval, now = 0.01, 0.0
+    while now < 60:
+        now = max(now, sent_until + interval)
+        deadline = now + max(0.0, learned.seconds_left(now))
+        waiting = int((now - sent_until) / interval + 1e-9)
+        while now < deadline and not learned.is_enough(waiting, 0):
+            now = min(deadline, now + interval)
+            waiting = int((now - sent_until) / interval + 1e-9)
+        learned.start_group(waiting, 0, now)
+        sent_until += waiting * interval
+        groups.append(waiting)
+    assert sum(groups[-50:]) / 50 >= 0.8 * GATHER_SECONDS / interval
+    assert learned.expected_requests <= ENOUGH_REQUESTS
+
+
+def test_bytes_are_enough() -> None:
+    learned = Gathering()
+    learned.expected_requests = ENOUGH_REQUESTS
+    assert not learned.is_enough(1, ENOUGH_BYTES - 1)
+    assert learned.is_enough(1, ENOUGH_BYTES)
 
 
 def test_a_stop_waits_for_nothing(tmp_path: Path, groups: list[int]) -> None:
