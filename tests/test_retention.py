@@ -250,7 +250,7 @@ def test_the_disk_gets_its_bytes_back_after_the_grace(lake: Lake) -> None:
 
 def test_a_trace_by_its_id_with_or_without_its_time(lake: Lake) -> None:
     store(lake, 1)
-    store(lake, 5)
+    store(lake, 5, count=21)  # other ids
     with lake.read() as reader:
         trace_id, moment = reader.row("SELECT trace_id, start_time FROM spans ORDER BY start_time LIMIT 1")
         expected = [(trace_id,)]
