@@ -29,7 +29,7 @@ from benchmarks.machine import describe
 from benchmarks.receive import EXPORT, request_of
 
 COLLECTOR = Path(__file__).parents[1] / "tests/applications/slow_collector.py"
-LIMIT_BYTES = 768 * 2**20
+LIMIT_BYTES = 896 * 2**20
 SPOOL_BYTES = 256 * 2**20
 COMMIT_SECONDS = 0.1
 """For about a group of 8 MiB, which comes to a fifth of what the clients can send."""

@@ -61,9 +61,9 @@ class CollectorConfig(Section):
         96 * 2**20, ge=2**20, description="bytes of decoded spans kept for the seal; beyond: read back from the spool"
     )
     memory_bytes_max: int = Field(
-        1280 * 2**20,
-        ge=768 * 2**20,
-        description="resident bytes of the process, on Linux; from 256 MiB below: retryable refusal",
+        1408 * 2**20,
+        ge=896 * 2**20,
+        description="resident bytes of the process, on Linux; from 384 MiB below: retryable refusal",
     )
     spool_bytes_max: int = Field(
         8 * 2**30, ge=2**20, description="bytes in the spool, not yet in the lake; beyond: retryable refusal"

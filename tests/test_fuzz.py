@@ -6,7 +6,7 @@ import importlib.util
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pyarrow as pa
@@ -29,13 +29,26 @@ HAS_FUZZER = importlib.util.find_spec("atheris") is not None or bool(os.environ.
 decoder = Decoder(MappingConfig())
 
 
+@pytest.fixture(scope="module")
+def fuzzers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, subprocess.Popen[str]]]:
+    """All targets at once, for a second after they have started."""
+    processes = {}
+    for target in TARGETS:
+        folder = tmp_path_factory.mktemp(target)
+        options = ["-max_total_time=1", "-seed=1", f"-artifact_prefix={folder}/", str(folder)]
+        command = [sys.executable, str(FUZZ / "run.py"), target, *options, str(FUZZ / "corpus" / target)]
+        processes[target] = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    yield processes
+    for process in processes.values():
+        process.kill()
+        process.communicate()
+
+
 @pytest.mark.parametrize("target", TARGETS if HAS_FUZZER else [])
-def test_a_moment_of_fuzzing_finds_nothing(tmp_path: Path, target: str) -> None:
-    options = ["-max_total_time=1", "-seed=1", f"-artifact_prefix={tmp_path}/"]
-    command = [sys.executable, str(FUZZ / "run.py"), target, *options, str(tmp_path), str(FUZZ / "corpus" / target)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=100, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert "Done " in done.stderr
+def test_a_moment_of_fuzzing_finds_nothing(fuzzers: dict[str, subprocess.Popen[str]], target: str) -> None:
+    _, said = fuzzers[target].communicate(timeout=100)
+    assert fuzzers[target].returncode == 0, said[-3000:]
+    assert "Done " in said
 
 
 # Structure-aware: some spans of a valid request are made odd, the others must come out as if they were alone.
