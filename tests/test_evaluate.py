@@ -208,7 +208,7 @@ def test_the_table_sums_up_scenarios() -> None:
 def test_the_command_judges_real_scenarios(tmp_path: Path) -> None:
     output = tmp_path / "results.json"
     command = [sys.executable, "-m", "benchmarks.evaluate", "--seeds", "3", "--jobs", "1", "--output", str(output)]
-    short = ["--kinds", "deploy", "--history-minutes", "35", "--rate", "30"]
+    short = ["--kinds", "deploy", "--history-minutes", "25", "--rate", "20"]
     done = subprocess.run([*command, *short], capture_output=True, text=True, check=True, timeout=100)
     assert "| deploy | 1 |" in done.stdout
     content = json.loads(output.read_text())
