@@ -14,7 +14,7 @@ from statsmodels.stats.proportion import proportion_confint
 from analytics.change import duration
 from analytics.insight.finding import Confidence, Effect, Place, Severity
 from analytics.insight.locating import effective_number
-from analytics.insight.panel import Bools, Floats, Measure, Panel, Rated, cell_value_ns, quantile_ns
+from analytics.insight.panel import Bools, Floats, Measure, Panel, Rated, cell_values_ns, quantile_ns
 from analytics.insight.scene import STRATA, Scene
 
 _SAMPLE_MAX = 3000
@@ -224,7 +224,7 @@ def _sample(spread: Floats) -> Floats:
     if not total:
         return np.empty(0)
     scaled = spread * min(1.0, _SAMPLE_MAX / total)
-    return np.repeat([cell_value_ns(i) for i in range(len(spread))], np.round(scaled).astype(np.intp))
+    return np.repeat(cell_values_ns(np.arange(len(spread), dtype=float)), np.round(scaled).astype(np.intp))
 
 
 def _quoted(text: str) -> str:
