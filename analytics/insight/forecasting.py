@@ -93,7 +93,9 @@ def find(scene: Scene) -> list[Finding]:
             Finding(
                 "forecast", Place(str(region)), "info", telling.score(1.0, top / usual, top),
                 telling.aware(scene, last), scene.until, effect,
-                telling.confidence(f"rolling origin, skill {ahead.skill:.2f} over seasonal-naive", 0.0, 0.0, len(rate)),
+                telling.confidence(
+                    f"rolling origin, skill {ahead.skill:.2f} over seasonal-naive", None, None, len(rate)
+                ),
                 sentence, sql=telling.sql_of(scene, Place(str(region)), last, "rollup_1h", "sum(count) / 3600 AS rate"),
             )
         )  # fmt: skip

@@ -94,7 +94,7 @@ def _told(
     return Finding(
         "slo_burn", place, "critical" if factor >= 6 else "warning",
         telling.score(2.0, rates[0], float(bad[-long:].sum())), telling.aware(scene, since), scene.until, effect,
-        telling.confidence("burn rate in two windows", 0.0, 0.0, float(total[-long:].sum()),
+        telling.confidence("burn rate in two windows", None, None, float(total[-long:].sum()),
                            telling.unknown_share(panel, which, since)),
         sentence, exemplars=telling.exemplars(scene, place, since, errors=True), sql=telling.sql_of(scene, place,
         since), tenant_scope=None,

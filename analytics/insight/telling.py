@@ -137,9 +137,10 @@ def unknown_share(panel: Panel, which: Bools, since: int) -> float:
     return float(unknown / count) if count else 0.0
 
 
-def confidence(test: str, p: float, corrected: float, n: float, unknown: float = 0.0) -> Confidence:
-    """With p values within [0, 1]."""
-    return Confidence(test, min(max(p, 0.0), 1.0), min(max(corrected, 0.0), 1.0), int(n), unknown)
+def confidence(test: str, p: float | None, corrected: float | None, n: float, unknown: float = 0.0) -> Confidence:
+    """With p values within [0, 1], None for what is no test."""
+    within = [None if value is None else min(max(value, 0.0), 1.0) for value in (p, corrected)]
+    return Confidence(test, within[0], within[1], int(n), unknown)
 
 
 def exemplars(
