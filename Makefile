@@ -7,7 +7,7 @@ INSTALLED := $(VENV)/.installed
 LOCK_VENV := build/lock-venv
 PYTEST_ARGS ?=
 
-.PHONY: help setup demo up test javascript exporters faults docs lock
+.PHONY: help setup demo up test javascript exporters faults fuzz invariant evaluate docs lock
 
 help:
 	@echo "make setup   install everything into $(VENV), exactly as locked"
@@ -17,6 +17,9 @@ help:
 	@echo "make javascript  install the exporter of JavaScript, for tests"
 	@echo "make exporters  build real exporters of JavaScript, Go and Java, and test with all of them"
 	@echo "make faults  kill the collector KILLS=50 times under load, then at every step, and print what came of it"
+	@echo "make evaluate  judge the findings on scripted incidents (SEEDS=1-5; 1000-1999 are never tuned on)"
+	@echo "make fuzz    fuzz decoder and servers, FUZZ_SECONDS=600 in all"
+	@echo "make invariant  hold rollups against recomputation in EXAMPLES=50 random histories, at every snapshot"
 	@echo "make docs    write the generated parts of docs/ anew"
 	@echo "make lock    resolve the dependencies anew into requirements.lock"
 
@@ -61,10 +64,34 @@ faults: setup
 	KILLS=$(KILLS) $(BIN)/pytest tests/test_faults_kill.py --timeout 3600 -s $(PYTEST_ARGS)
 	FAULTS=all $(BIN)/pytest tests/test_faults_*.py $(PYTEST_ARGS)
 
+SEEDS ?= 1-5
+
+evaluate: setup
+	@mkdir -p build
+	$(BIN)/python -m benchmarks.evaluate --seeds $(SEEDS) --output build/evaluation.json --misses build/misses.txt
+
+FUZZ_SECONDS ?= 600
+FUZZ_TARGETS := protobuf json http grpc
+FUZZ_FOLDER := build/fuzz
+
+fuzz: setup
+	@for target in $(FUZZ_TARGETS); do \
+		echo "== $$target"; \
+		mkdir -p $(FUZZ_FOLDER)/$$target; \
+		$(BIN)/python tests/fuzz/run.py $$target -max_total_time=$$(( $(FUZZ_SECONDS) / $(words $(FUZZ_TARGETS)) )) \
+			-print_final_stats=1 -artifact_prefix=$(FUZZ_FOLDER)/$$target- \
+			$(FUZZ_FOLDER)/$$target tests/fuzz/corpus/$$target || exit 1; \
+	done
+
+EXAMPLES ?= 50
+
+invariant: setup
+	INVARIANT_EXAMPLES=$(EXAMPLES) $(BIN)/pytest tests/test_analytics_invariant.py --timeout 3600 $(PYTEST_ARGS)
+
 docs: setup
 	$(BIN)/python docs/generate.py
 
 lock:
 	@test -x $(LOCK_VENV)/bin/uv || { $(PYTHON) -m venv $(LOCK_VENV) && $(LOCK_VENV)/bin/pip install --quiet uv; }
 	$(LOCK_VENV)/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-annotate \
-		--no-header --upgrade --extra build --extra test pyproject.toml --output-file requirements.lock
+		--no-header --upgrade --extra build --extra test --extra fuzz pyproject.toml --output-file requirements.lock

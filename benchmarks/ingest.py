@@ -1,11 +1,16 @@
 """Ingest end to end: spans per CPU-second of the whole collector process, acknowledgement latency, delay to queries.
 
     python -m benchmarks.ingest [--seconds 20] [--spans-per-request 512] [--protocol grpc|http] [--rate SPANS_A_SECOND]
+    python -m benchmarks.ingest --safety 5
 
 The collector runs as `spanlake collect` in a process of its own. What is counted is its CPU time (user and system)
 from the first request until everything is sealed and it has stopped: receive, decode, spool, write, commit, and the
 merges, which processes of its own do.
 Without --rate as fast as the collector answers; with it, at that pace, which is where the latencies mean something.
+
+--safety N compares, in N pairs of runs that alternate, authentication, quotas and recognition of repeated requests all
+on against all off: no token asked for, no quota, a window of 0 s. The digest of a request is taken in both: it is also
+the checksum of what is spooled.
 """
 
 from __future__ import annotations
@@ -13,12 +18,14 @@ from __future__ import annotations
 import argparse
 import http.client
 import json
+import os
 import statistics
 import subprocess
 import sys
 import tempfile
 import threading
 import time
+from functools import partial
 from pathlib import Path
 
 import grpc
@@ -26,10 +33,20 @@ import psutil
 
 from benchmarks.machine import describe
 from benchmarks.traffic import Traffic
-from collector.config import StorageConfig
+from collector.config import StorageConfig, TenantQuota
 from collector.lake.lake import Lake
 from collector.lake.location import locate
+from collector.tenants.tokens import TokenFile
 
+QUIET = {"SPANLAKE_TELEMETRY_METRICS": "127.0.0.1:0", "SPANLAKE_TELEMETRY_HEALTH": "127.0.0.1:0"}
+SAFETY = {
+    "off": {"SPANLAKE_COLLECTOR_DEDUP_WINDOW_SECONDS": "0"},
+    "on": {
+        "SPANLAKE_AUTH_ENABLED": "true",
+        "SPANLAKE_QUOTAS_SPANS_PER_SECOND": "1e9",
+        "SPANLAKE_QUOTAS_BYTES_PER_SECOND": "1e12",
+    },
+}
 EXPORT = "/opentelemetry.proto.collector.trace.v1.TraceService/Export"
 
 
@@ -41,6 +58,7 @@ class Sender(threading.Thread):
         self._number = number
         self._arguments = arguments
         self._ready = ready
+        self._headers = [("authorization", f"Bearer {arguments.token}")] if arguments.token else []
         self._until = until
         self.latencies_ms: list[float] = []
         self.spans = 0
@@ -65,13 +83,15 @@ class Sender(threading.Thread):
 
     def _grpc(self):
         channel = grpc.insecure_channel(self._ready["grpc"], [("grpc.use_local_subchannel_pool", 1)])
-        return channel.unary_unary(EXPORT)
+        export = channel.unary_unary(EXPORT)
+        return partial(export, metadata=self._headers)
 
     def _http(self):
         connection = http.client.HTTPConnection(self._ready["http"])
 
         def send(payload: bytes) -> None:
-            connection.request("POST", "/v1/traces", payload, {"Content-Type": "application/x-protobuf"})
+            headers = {"Content-Type": "application/x-protobuf", **dict(self._headers)}
+            connection.request("POST", "/v1/traces", payload, headers)
             response = connection.getresponse()
             body = response.read()
             if response.status != 200:
@@ -103,9 +123,13 @@ def rss_bytes(process: psutil.Process) -> int:
 def measure(arguments: argparse.Namespace) -> dict[str, object]:
     with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
         data = str(Path(folder) / "data")
+        if arguments.with_token:
+            arguments.token = TokenFile(Path(data)).add("benchmark", TenantQuota())[0]
         command = [sys.executable, "-m", "dashboard.cli", "collect", "--data", data]
         collector = subprocess.Popen(
-            [*command, "--grpc", "127.0.0.1:0", "--http", "127.0.0.1:0"], stdout=subprocess.PIPE
+            [*command, "--grpc", "127.0.0.1:0", "--http", "127.0.0.1:0"],
+            stdout=subprocess.PIPE,
+            env=os.environ | QUIET | arguments.environment,
         )
         ready = json.loads(collector.stdout.readline())
         process = psutil.Process(collector.pid)
@@ -155,6 +179,23 @@ def measure(arguments: argparse.Namespace) -> dict[str, object]:
     }
 
 
+def compare(arguments: argparse.Namespace) -> dict[str, object]:
+    """Spans per CPU-second with all that keeps the collector safe, and without, in pairs of runs that alternate."""
+    found: dict[str, list[float]] = {"off": [], "on": []}
+    for number in range(arguments.safety):
+        for name in ("off", "on") if number % 2 else ("on", "off"):
+            run = argparse.Namespace(**vars(arguments) | {"environment": SAFETY[name], "with_token": name == "on"})
+            found[name].append(float(measure(run)["spans_per_cpu_second"]))
+    costs = [1 - on / off for off, on in zip(found["off"], found["on"], strict=True)]
+    return {
+        "protocol": arguments.protocol,
+        "spans_per_request": arguments.spans_per_request,
+        **{f"spans_per_cpu_second_{name}": [round(value) for value in values] for name, values in found.items()},
+        "cost_of_each_pair": [f"{cost:+.1%}" for cost in costs],
+        "cost_median": f"{statistics.median(costs):+.1%}",
+    }
+
+
 def stored_in(data: str) -> tuple[int, list[float], int]:
     """Spans stored, the delay in seconds of each 100th from its arrival to the commit that shows it, bytes on disk."""
     with Lake(locate(StorageConfig(data=data)), read_only=True) as lake, lake.read() as reader:
@@ -180,8 +221,10 @@ def main() -> None:
     parser.add_argument("--rate", type=float, default=0, help="spans per second; 0: as fast as answered")
     parser.add_argument("--folder", default=None, help="where the data folder is made; default: the temporary folder")
     parser.add_argument("--json", type=Path, default=None)
+    parser.add_argument("--safety", type=int, default=0, metavar="N", help="compare on against off in N pairs of runs")
+    parser.set_defaults(environment={}, with_token=False, token=None)
     arguments = parser.parse_args()
-    result = measure(arguments) | describe()
+    result = (compare if arguments.safety else measure)(arguments) | describe()
     for name, value in result.items():
         print(f"{name:24} {value}")
     if arguments.json:

@@ -1,9 +1,10 @@
 """Rollups: spans per CPU-second of a catch-up, and the cost of a fixed increment over more and more stored spans.
 
-    python -m benchmarks.rollup [--stored 100000 1000000 5000000] [--json FILE]
+    python -m benchmarks.rollup [--stored 100000 1000000 5000000] [--base-only] [--json FILE]
 
 CPU time of this process (all threads). Spans: 48 tenants of Zipf-like sizes with home regions, 12 operations,
-10,000 spans/s, log-normal durations, in segments of 200,000 as the collector writes them.
+10,000 spans/s, 12 hosts a region and service, log-normal durations, in segments of 200,000 as the collector writes
+them.
 """
 
 from __future__ import annotations
@@ -16,18 +17,20 @@ import threading
 import time
 import uuid
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
+import polars as pl
 import pyarrow as pa
 
 from analytics import jobs
 from analytics.rollup import insertions, job
 from analytics.rollup.partials import merged, partials
 from analytics.rollup.sets import BASE, configured
-from collector.config import Config
+from collector.config import DIMENSION_SETS, AnalyzeConfig, Config
 from collector.lake.lake import Lake
 from collector.lake.location import Location
 from collector.lake.segments import write_segment
@@ -55,6 +58,8 @@ def rollup_columns(count: int, seed: int, start_ns: int, seconds: float) -> dict
     region = np.where(rng.random(count) < 0.85, tenant % 4, rng.integers(0, 4, count))
     operation = rng.choice(12, count, p=[share for *_, share in OPERATIONS])
     is_cache = np.array([component == "cache" for _, component, *_ in OPERATIONS])[operation]
+    service = np.array([["gateway", "cache", "worker"].index(name) for name, *_ in OPERATIONS])[operation]
+    instance = (region * 3 + service) * 12 + rng.integers(0, 12, count)
     columns: dict[str, pa.Array] = {
         "region": _label(region, REGIONS),
         "tenant": _label(tenant, [f"tenant-{i:02}" for i in range(48)]),
@@ -66,9 +71,9 @@ def rollup_columns(count: int, seed: int, start_ns: int, seconds: float) -> dict
         "cache_hit": pa.array(rng.random(count) < 0.9, mask=~is_cache),
         "payload_bytes": pa.array(rng.integers(0, 10_000, count), mask=rng.random(count) < 0.3),
         "sample_weight": pa.nulls(count, pa.float64()),
-        "host": _label(rng.integers(0, 200, count), [f"host-{i}" for i in range(200)]),
-        "service_version": _label(rng.integers(0, 3, count), [f"1.{i}.0" for i in range(3)]),
-        "service_instance_id": _label(rng.integers(0, 60, count), [f"instance-{i}" for i in range(60)]),
+        "host": _label(instance, [f"host-{i}" for i in range(144)]),
+        "service_version": _label(instance % 3, [f"1.{i}.0" for i in range(3)]),
+        "service_instance_id": _label(instance, [f"instance-{i}" for i in range(144)]),
         "destination": _label(tenant % 30, [f"cache-{i}" for i in range(30)]),
         "error_type": pa.array(["timeout", "refused"]).take(
             pa.array(rng.integers(0, 2, count), mask=rng.random(count) < 0.99)
@@ -144,7 +149,6 @@ def throughput(lake: Lake, config: Config) -> dict[str, float]:
         )
     partial_seconds, minutes = min((cpu(lambda: partials(frame)) for _ in range(3)), key=lambda x: x[0])
     hour_seconds, _ = min((cpu(lambda: merged(minutes, "1h")) for _ in range(3)), key=lambda x: x[0])
-    by_set = {s.name: min(cpu(lambda s=s: partials(frame, s.dimensions))[0] for _ in range(3)) for s in sets}
     return {
         "spans": bite.spans,
         "rows": minutes.height,
@@ -154,6 +158,27 @@ def throughput(lake: Lake, config: Config) -> dict[str, float]:
         "read and minutes": bite.spans / (read_seconds + partial_seconds),
         "all": bite.spans / (read_seconds + partial_seconds + hour_seconds),
     }
+
+
+def sets_cost(lake: Lake, config: Config) -> dict[str, float]:
+    """Spans per CPU-second of reading the first bite for all sets, and of the rows by minute and hour of each."""
+    sets = configured(config.analyze)
+    columns = list(dict.fromkeys(name for dimension_set in sets for name in dimension_set.dimensions))
+    with lake.read() as reader:
+        bite = job.behind(reader, [BASE], config.analyze.spans_per_run_max)[0].bites[0]
+        read = partial(insertions.read, reader, bite, columns)
+        seconds, frame = min((cpu(read) for _ in range(3)), key=lambda x: x[0])
+    found, total = {"read for all sets": bite.spans / seconds}, seconds
+    for dimension_set in sets:
+        dimensions = dimension_set.dimensions
+        taken = min(cpu(partial(_both, frame, dimensions))[0] for _ in range(3))
+        found[f"{dimension_set.name}, minutes and hours"] = bite.spans / taken
+        total += taken
+    return found | {"all sets": bite.spans / total}
+
+
+def _both(frame: pl.DataFrame, dimensions: tuple[str, ...]) -> pl.DataFrame:
+    return merged(partials(frame, dimensions), "1h", dimensions)
 
 
 def increment(lake: Lake, config: Config, count: int, seed: int) -> float:
@@ -172,21 +197,24 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--stored", type=int, nargs="+", default=[100_000, 1_000_000, 5_000_000])
     parser.add_argument("--increment", type=int, default=50_000)
+    parser.add_argument("--base-only", action="store_true", help="keep no further sets of dimensions")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
-    config = Config()
+    none = AnalyzeConfig(dimension_sets={name: [] for name in DIMENSION_SETS})
+    config = Config(analyze=none) if arguments.base_only else Config()
     results: dict[str, object] = {}
     with tempfile.TemporaryDirectory() as folder:
         location = Location(Path(folder) / "data")
         location.prepare()
         with Lake(location, read_only=False) as lake:
-            jobs.prepare(lake)
+            jobs.prepare(lake, config)
             stored, segments = 0, list[Path]()
             for target in sorted(arguments.stored):
                 store(lake, target - stored, segments, seed=stored)
                 stored = target
                 if target == max(arguments.stored):
                     results["spans per CPU-second"] = throughput(lake, config)
+                    results["sets, spans per CPU-second"] = sets_cost(lake, config)
                 whole, done = cpu(lambda: jobs.roll_up(lake, config, threading.Event()))
                 results[f"catch-up to {target:,}, spans per CPU-second"] = done.spans / whole
                 key = f"{arguments.increment:,} spans more at {target:,} stored, CPU seconds"

@@ -6,9 +6,11 @@ A real collector over gRPC, tenants by header. Quiet tenants send at a steady pa
 one more tenant joins, from a process of its own:
 - quota: it sends 20 times the pace of each of the others without waiting for answers, where 1.5 times is its quota;
 - shares: the same without any quota;
-- flood: as much as is answered, with 64 requests in flight that are sent again 10 ms after a refusal, whatever that
-  said, without any quota, where 8 MiB may be pending.
-Phases alternate, so that what else the machine does falls on both alike.
+- flood: as much as is answered, without any quota, where 8 MiB may be pending.
+It has 64 workers, as the sending queue of an exporter has. After a refusal a worker waits for as long as the RetryInfo
+says; what is due while all of them wait or send is dropped, as by a full queue. Its requests are encoded in advance.
+Phases alternate, so that what else the machine does falls on both alike. Senders and collector share the machine: the
+CPU of each is printed.
 """
 
 from __future__ import annotations
@@ -26,6 +28,7 @@ from pathlib import Path
 
 import grpc
 import psutil
+from google.rpc.error_details_pb2 import RetryInfo
 
 from benchmarks.ingest import EXPORT, percentile
 from benchmarks.machine import describe
@@ -34,7 +37,7 @@ from benchmarks.traffic import Traffic
 QUIET_TENANTS = 7
 FACTOR = 20
 QUOTA_FACTOR = 1.5
-FLOOD_IN_FLIGHT = 64
+WORKERS = 64
 FLOOD_BOUNDS = {"SPANLAKE_COLLECTOR_PENDING_BYTES_MAX": str(8 * 2**20)}
 
 
@@ -87,7 +90,6 @@ async def make_noise(arguments: argparse.Namespace) -> None:
     """The noisy tenant's process: for each line of standard input one phase, and a line of JSON about it."""
     traffic = iter(Traffic(arguments.spans_per_request, arguments.spans_per_request * 8, 99))
     results = Results()
-    flood = arguments.scenario == "flood"
     async with grpc.aio.insecure_channel(arguments.endpoint) as channel:
         send = channel.unary_unary(EXPORT)
 
@@ -97,7 +99,7 @@ async def make_noise(arguments: argparse.Namespace) -> None:
                 await send(next(traffic), metadata=[("x-scope-orgid", "noisy")], timeout=30)
             except grpc.aio.AioRpcError as error:
                 results.refuse(error.code().name)
-                await asyncio.sleep(0.01 if flood else 0.0)
+                await asyncio.sleep(retry_delay_seconds(error))
             else:
                 results.latencies_ms.append((time.monotonic() - started) * 1e3)
 
@@ -108,24 +110,35 @@ async def make_noise(arguments: argparse.Namespace) -> None:
         print("ready", flush=True)
         while sys.stdin.readline():
             until = time.monotonic() + arguments.seconds
-            if flood:
-                await asyncio.gather(*(repeat(until) for _ in range(FLOOD_IN_FLIGHT)))
+            if arguments.scenario == "flood":
+                await asyncio.wait([asyncio.create_task(repeat(until)) for _ in range(WORKERS)])
             else:
-                await pace(one, arguments.spans_per_request / (FACTOR * arguments.rate), until)
+                await pace(one, arguments.spans_per_request / (FACTOR * arguments.rate), until, results)
             print(json.dumps({"latencies_ms": results.latencies_ms, "refusals": results.refusals}), flush=True)
             results.latencies_ms, results.refusals = [], {}
 
 
-async def pace(one, pause: float, until: float) -> None:
+def retry_delay_seconds(error: grpc.aio.AioRpcError) -> float:
+    """What the refusal asks to wait, a second where it does not say."""
+    told = dict(error.trailing_metadata() or ()).get("google.rpc.retryinfo-bin")
+    return RetryInfo.FromString(told).retry_delay.ToTimedelta().total_seconds() if told else 1.0
+
+
+async def pace(one, pause: float, until: float, results: Results) -> None:
     tasks = set()
     due = time.monotonic()
     while due < until:
         await asyncio.sleep(max(0.0, due - time.monotonic()))
         due += pause
+        if len(tasks) >= WORKERS:
+            results.refuse("dropped by the sender")
+            continue
         task = asyncio.create_task(one())
         tasks.add(task)
         task.add_done_callback(tasks.discard)
-    await asyncio.gather(*tasks)
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
 
 
 def environment(arguments: argparse.Namespace) -> dict[str, str]:
@@ -168,17 +181,20 @@ def phases(arguments: argparse.Namespace, endpoint: str, collector: psutil.Proce
     for tenant in tenants:
         tenant.start()
     time.sleep(2)
-    noisy, cores = Results(), {"quiet": 0.0, "noisy": 0.0}
+    noisy, cores = Results(), {f"{who} {name}": 0.0 for who in ("collector", "senders") for name in ("quiet", "noisy")}
+    processes = {"collector": [collector], "senders": [psutil.Process(), psutil.Process(noise.pid)]}
     for _ in range(arguments.rounds):
         for name in ("quiet", "noisy"):
-            before = sum(collector.cpu_times()[:2])
+            before = {who: cpu_seconds(each) for who, each in processes.items()}
             phase[0] = name
             if name == "noisy":
                 noise.stdin.write("go\n")
                 noise.stdin.flush()
             time.sleep(arguments.seconds)
             phase[0] = "between"
-            cores[name] += (sum(collector.cpu_times()[:2]) - before) / arguments.seconds / arguments.rounds
+            for who, each in processes.items():
+                used = cpu_seconds(each) - before[who]
+                cores[f"{who} {name}"] += used / arguments.seconds / arguments.rounds
             if name == "noisy":
                 found = json.loads(noise.stdout.readline())
                 noisy.latencies_ms += found["latencies_ms"]
@@ -193,12 +209,20 @@ def phases(arguments: argparse.Namespace, endpoint: str, collector: psutil.Proce
     return table(tenants, noisy, cores)
 
 
+def cpu_seconds(processes: list[psutil.Process]) -> float:
+    return sum(sum(process.cpu_times()[:2]) for process in processes)
+
+
 def table(tenants: list[Quiet], noisy: Results, cores: dict[str, float]) -> dict[str, object]:
     rows: dict[str, object] = {}
+    p99_ms: list[float] = []
     for name in ("quiet", "noisy"):
         all_ms = [ms for tenant in tenants for ms in tenant.results[name].latencies_ms]
         refused = sum(sum(tenant.results[name].refusals.values()) for tenant in tenants)
-        rows[f"others, {name} phases"] = row(all_ms, refused) + f", collector {cores[name]:.2f} cores"
+        used = ", ".join(f"{who} {cores[f'{who} {name}']:.2f} cores" for who in ("collector", "senders"))
+        rows[f"others, {name} phases"] = f"{row(all_ms, refused)}, {used}"
+        p99_ms.append(percentile(all_ms, 0.99))
+    rows["p99, noisy to quiet"] = f"{p99_ms[1] / p99_ms[0]:.2f}"
     rows["noisy tenant"] = f"{row(noisy.latencies_ms, sum(noisy.refusals.values()))} {noisy.refusals}"
     return rows
 

@@ -28,6 +28,14 @@ config_option = click.option("--config", "config_file", metavar="FILE", help="Co
 grpc_option = click.option("--grpc", metavar="HOST:PORT", help="Address of OTLP/gRPC; port 0 takes a free one.")
 http_option = click.option("--http", metavar="HOST:PORT", help="Address of OTLP/HTTP; port 0 takes a free one.")
 
+certificate_option = click.option(
+    "--certificate",
+    envvar="OTEL_EXPORTER_OTLP_CERTIFICATE",
+    show_envvar=True,
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="PEM file of the authorities that sign the collector's certificate.",
+)
+
 
 @click.command()
 @data_option
@@ -74,7 +82,7 @@ def sql(sql: str, data: str | None, format_: str, output: Path | None, config_fi
     if format_ == "parquet" and output is None and sys.stdout.isatty():
         raise click.UsageError("a Parquet file does not suit a terminal: add --output FILE")
     text = sys.stdin.read() if sql == "-" else sql
-    with _ctrl_c() as pressed, _progress_note("the query runs"):
+    with ctrl_c() as pressed, _progress_note("the query runs"):
         _answer(text, data, format_, output, config_file, pressed)
 
 
@@ -87,17 +95,17 @@ def _answer(
     from collector.settings import load
 
     config = load(config_file, {"storage": {"data": data}})
-    with open_sandbox(locate(config.storage), config.query) as sandbox, _opened(output) as stream:
+    with open_sandbox(locate(config.storage), config.query) as sandbox, opened(output) as stream:
 
         def write() -> None:
             with sandbox.run(text) as result:
                 WRITERS[format_](result, stream)
 
-        _run_interruptibly(write, sandbox.interrupt, pressed)
+        run_interruptibly(write, sandbox.interrupt, pressed)
 
 
 @contextmanager
-def _ctrl_c() -> Iterator[threading.Event]:
+def ctrl_c() -> Iterator[threading.Event]:
     """An event that Ctrl-C sets instead of raising KeyboardInterrupt, which an import or a destructor could swallow."""
     pressed = threading.Event()
     before = signal.signal(signal.SIGINT, lambda *_: pressed.set())
@@ -107,7 +115,7 @@ def _ctrl_c() -> Iterator[threading.Event]:
         signal.signal(signal.SIGINT, before)
 
 
-def _run_interruptibly(work: Callable[[], None], interrupt: Callable[[], None], pressed: threading.Event) -> None:
+def run_interruptibly(work: Callable[[], None], interrupt: Callable[[], None], pressed: threading.Event) -> None:
     """Do the work in a thread, since the database hears no signal while it computes; `interrupt` ends it."""
     with ThreadPoolExecutor(1) as pool:
         future = pool.submit(work)
@@ -121,7 +129,7 @@ def _run_interruptibly(work: Callable[[], None], interrupt: Callable[[], None], 
 
 
 @contextmanager
-def _opened(output: Path | None) -> Iterator[IO[bytes]]:
+def opened(output: Path | None) -> Iterator[IO[bytes]]:
     """Standard output, or a file that appears under its name once it is whole."""
     if output is None:
         yield sys.stdout.buffer
@@ -135,7 +143,7 @@ def _opened(output: Path | None) -> Iterator[IO[bytes]]:
             yield stream
         part.replace(output)
     except OSError as error:
-        raise OperatorError(f"--output {str(output)!r} cannot be written: {error.strerror}") from error
+        raise OperatorError(f"{str(output)!r} cannot be written: {error.strerror}") from error
     finally:
         part.unlink(missing_ok=True)
 
@@ -156,49 +164,80 @@ def _progress_note(what: str) -> Iterator[None]:
 @click.command("import")
 @click.argument("files", nargs=-1, required=True, type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @data_option
-@click.option("--endpoint", metavar="URL", help="OTLP/gRPC address of a running collector to send to.")
+@click.option("--endpoint", metavar="URL", help="OTLP/gRPC address of a running collector to send to; https for TLS.")
+@certificate_option
+@click.option(
+    "--headers",
+    envvar="OTEL_EXPORTER_OTLP_HEADERS",
+    show_envvar=True,
+    metavar="NAME=VALUE,...",
+    help="Headers to send, values URL-encoded. Keep a token in the variable: others can see flags.",
+)
+@click.option("--again", is_flag=True, help="Import also what was imported before.")
 @config_option
-def import_(files: tuple[Path, ...], data: str | None, endpoint: str | None, config_file: str | None) -> None:
+def import_(
+    files: tuple[Path, ...],
+    data: str | None,
+    endpoint: str | None,
+    certificate: Path | None,
+    headers: str | None,
+    again: bool,
+    config_file: str | None,
+) -> None:
     """Import OTLP files.
 
     Takes protobuf and JSON as the OpenTelemetry Collector's file exporter writes them, also in gzip or zstd.
 
-    Without --endpoint the spans go straight into the data folder, on which no collector may run then. Importing
-    the same request again within collector.dedup_window_seconds stores it once. The exit code is 1 if any
-    request could not be imported; the others are imported all the same.
+    Without --endpoint the spans go straight into the data folder, on which no collector may run then. The folder
+    remembers what was imported: a second import of a file skips it, and one that was stopped goes on where it was.
+    Through --endpoint the same request is stored once within collector.dedup_window_seconds. The exit code is 1 if
+    any request could not be imported; the others are imported all the same.
     """
     from collector.settings import load
 
     if data is not None and endpoint is not None:
         raise click.UsageError("--data and --endpoint are two ways to the same: give one of them")
+    if again and endpoint is not None:
+        raise click.UsageError("--again is for a data folder: a collector takes again what comes after its window")
     config = load(config_file, {"storage": {"data": data}})
-    reports = asyncio.run(_import(config, files, endpoint))
+    if endpoint is None:
+        reports = asyncio.run(_import(config, files, again=again))
+    else:
+        reports = asyncio.run(_send(config, files, endpoint, certificate, headers or ""))
     for report in reports:
         _print_report(report)
     sys.exit(1 if any(report.failed for report in reports) else 0)
 
 
-async def _import(config: Config, files: tuple[Path, ...], endpoint: str | None) -> list[FileReport]:
+async def _send(
+    config: Config, files: tuple[Path, ...], endpoint: str, certificate: Path | None, headers: str
+) -> list[FileReport]:
+    from opentelemetry.util.re import parse_env_headers
+
     from collector.importing import EndpointSink, import_files
 
-    limit = config.collector.request_bytes_max
-    if endpoint is not None:
-        remote = EndpointSink(endpoint)
-        try:
-            with _progress_bar(files) as on_progress:
-                return await import_files(files, remote, limit, on_progress)
-        finally:
-            await remote.close()
+    remote = EndpointSink(endpoint, parse_env_headers(headers, liberal=True), certificate)
+    try:
+        with _progress_bar(files) as on_progress:
+            return await import_files(files, remote, config.collector.request_bytes_max, on_progress)
+    finally:
+        await remote.close()
+
+
+async def _import(config: Config, files: tuple[Path, ...], *, again: bool) -> list[FileReport]:
     from collector.collect import open_ingest
+    from collector.import_marks import ImportMarks
+    from collector.importing import import_files
     from collector.lake.location import locate
 
-    with open_ingest(config, _free(locate(config.storage))) as (ingest, _sealer):
+    location = _free(config, locate(config.storage))
+    with open_ingest(config, location) as (ingest, _), ImportMarks(location.import_marks, again=again) as marks:
         ingest.start()
         with _progress_bar(files) as on_progress:
-            return await import_files(files, ingest, limit, on_progress)
+            return await import_files(files, ingest, config.collector.request_bytes_max, on_progress, marks)
 
 
-def _free(location: Location) -> Location:
+def _free(config: Config, location: Location) -> Location:
     """The location, where no collector runs on it. Raises OperatorError that names its endpoint otherwise."""
     from collector.collect import announced_by
     from collector.errors import OperatorError
@@ -207,7 +246,8 @@ def _free(location: Location) -> Location:
     pid = holder(location.collector_lock)
     if pid is not None:
         endpoints = announced_by(location)
-        to = f"--endpoint {endpoints.grpc}" if endpoints else "--endpoint HOST:PORT"
+        scheme = "https://" if config.tls.certificate else ""
+        to = f"--endpoint {scheme}{endpoints.grpc if endpoints else 'HOST:PORT'}"
         raise OperatorError(
             f"a collector (pid {pid}) runs on storage.data = {str(location.root)!r}: expected a folder that none "
             f"works on; import through it with {to}"
@@ -228,6 +268,7 @@ def _print_report(report: FileReport) -> None:
     click.echo(
         f"{report.path}: {report.spans} spans imported, {report.rejected_spans} rejected; "
         f"{report.requests} requests imported, {report.failed} failed"
+        + (f", {report.known} imported before" if report.known else "")
     )
     for problem in report.problems:
         click.echo(f"  {problem}", err=True)

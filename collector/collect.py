@@ -76,7 +76,9 @@ def open_stages(config: Config, location: Location, tracing: Tracing) -> Iterato
         stack.callback(spool.close)
         sealer = Sealer(config.collector, Decoder(config.mapping, config.limits), spool, lake, tracing)
         ingest = Ingest(config.collector, Decoder(config.mapping, config.limits), spool, sealer, tracing)
-        maintenance = Maintenance(lake, config.storage, config.collector.merge_interval_seconds, tracing)
+        maintenance = Maintenance(
+            lake, config.storage, config.collector.merge_interval_seconds, tracing, config.retention
+        )
         sealer.start()
         stack.callback(sealer.stop)
         stack.callback(ingest.stop)

@@ -27,6 +27,21 @@ class StorageConfig(Section):
     catalog: str = Field("", description="URL of the catalog; empty: SQLite in the data folder")
 
 
+class RetentionConfig(Section):
+    """How long what is stored is kept. Whole data files go, once all of their rows are old enough; 0 keeps all."""
+
+    spans_days: float = Field(0.0, ge=0, allow_inf_nan=False, description="days since a span was received")
+    rollup_minutes_days: float = Field(
+        0.0, ge=0, allow_inf_nan=False, description="days since the window of a rollup, other than those by hour"
+    )
+    rollup_hours_days: float = Field(
+        0.0, ge=0, allow_inf_nan=False, description="days since the window of a rollup by hour (its name ends in _1h)"
+    )
+    total_bytes: int = Field(
+        0, ge=0, description="bytes of all data files; beyond: the oldest spans go, however young they are"
+    )
+
+
 class CollectorConfig(Section):
     """The servers and the way to the lake."""
 
@@ -57,7 +72,7 @@ class CollectorConfig(Section):
     seal_interval_seconds: float = Field(1.0, gt=0, le=60, description="time between commits to the lake")
     seal_spans_max: int = Field(100_000, ge=1, description="spans after which a commit does not wait for the interval")
     dedup_window_seconds: float = Field(3600.0, ge=0, description="how long a repeated request is recognised")
-    merge_interval_seconds: float = Field(10.0, gt=0, description="time between looks for small files to merge")
+    merge_interval_seconds: float = Field(30.0, gt=0, description="time between looks for small files to merge")
     stop_timeout_seconds: float = Field(30.0, gt=0, description="time for a graceful stop")
 
     @field_validator("cors_origins")
@@ -343,6 +358,7 @@ class Config(Section):
     """All of it; one field a table of the TOML file."""
 
     storage: StorageConfig = StorageConfig()
+    retention: RetentionConfig = RetentionConfig()
     collector: CollectorConfig = CollectorConfig()
     tls: TlsConfig = TlsConfig()
     telemetry: TelemetryConfig = TelemetryConfig()

@@ -4,8 +4,7 @@
                                                                                      \\-> the sealer
 
 While one group is being decoded or written, the next requests gather: the busier the collector, the larger the
-groups, so the cost of a transaction is shared. A request that is alone passes at once; small ones that follow each
-other closely gather for up to GATHER_SECONDS, since a group costs about 2 ms of CPU however small it is.
+groups, so the cost of a transaction is shared. Small ones wait a moment for each other (see gathering.py).
 """
 
 from __future__ import annotations
@@ -25,6 +24,7 @@ import pyarrow as pa
 from collector.config import CollectorConfig
 from collector.decode.decoder import Decoded, Decoder
 from collector.errors import InvalidRequestError, OverloadedError, RetryableError
+from collector.gathering import Gathering
 from collector.pipeline import Accepted, TraceRequest
 from collector.spool import Entry, Spool, digest_of
 from collector.telemetry.traces import Tracing
@@ -33,10 +33,6 @@ from collector.tenants.fair_queue import FairQueue
 log = logging.getLogger(__name__)
 
 GROUP_REQUESTS_MAX = 256
-GATHER_SECONDS = 0.04
-"""From the start of one group to that of the next, unless enough is waiting for one before that."""
-_ENOUGH_BYTES = 128 * 1024
-_ENOUGH_REQUESTS = 8
 _GROUPS_DECODED_AHEAD_MAX = 2
 _TURN_BYTES = 256 * 1024
 _REQUEST_COST_BYTES = 1024
@@ -116,7 +112,7 @@ class Ingest:
         self._waiting: FairQueue[_Waiting] = FairQueue(_TURN_BYTES)
         self._in_flight: dict[bytes, _Waiting] = {}
         self._decoded: queue.Queue[_Group | None] = queue.Queue(_GROUPS_DECODED_AHEAD_MAX)
-        self._group_started_at = -GATHER_SECONDS
+        self._gathering = Gathering()
         self._stopping = False
         self.deduplicated_requests = 0
         self.rejected_spans = 0
@@ -187,10 +183,10 @@ class Ingest:
             self._arrived.wait_for(lambda: len(self._waiting) or self._stopping)
             if not self._waiting:
                 return None
-            gathering = self._group_started_at + GATHER_SECONDS - time.monotonic()
-            if gathering > 0:
-                self._arrived.wait_for(self._is_enough, gathering)
-            self._group_started_at = time.monotonic()
+            seconds_left = self._gathering.seconds_left(time.monotonic())
+            if seconds_left > 0:
+                self._arrived.wait_for(self._is_enough, seconds_left)
+            self._gathering.start_group(len(self._waiting), self._waiting.size_bytes, time.monotonic())
             bytes_max = self._config.spool_group_bytes_max
             if self._waiting.is_contended:
                 bytes_max = min(bytes_max, _CONTENDED_GROUP_BYTES_MAX)
@@ -198,8 +194,7 @@ class Ingest:
 
     def _is_enough(self) -> bool:
         """Whether the next group need not wait for more. The caller has the lock."""
-        waiting = self._waiting
-        return self._stopping or len(waiting) >= _ENOUGH_REQUESTS or waiting.size_bytes >= _ENOUGH_BYTES
+        return self._stopping or self._gathering.is_enough(len(self._waiting), self._waiting.size_bytes)
 
     def _deduplicate(self, members: Sequence[_Waiting]) -> list[_Waiting]:
         """Those that are new; a repetition waits for its original, or gets the answer that this one got."""

@@ -1,4 +1,5 @@
-"""Merging and cleaning of the lake beside the ingest: looked after by a thread, merged by processes of their own."""
+"""Merging, retention and cleaning of the lake beside the ingest: looked after by a thread, done by processes of
+their own where it is heavy."""
 
 from __future__ import annotations
 
@@ -9,22 +10,31 @@ import sys
 import threading
 
 from collector.child import bound_to_this_process
-from collector.config import StorageConfig
-from collector.lake import maintain
+from collector.config import RetentionConfig, StorageConfig
+from collector.lake import maintain, retention
 from collector.lake.lake import Lake
 from collector.telemetry.traces import Tracing
 
 log = logging.getLogger(__name__)
 
-_CLEAN_EVERY_ROUNDS = 30
+_CLEAN_EVERY_ROUNDS = 10
 
 
 class Maintenance:
-    """Looks for small files to merge once an interval, and cleans now and then."""
+    """Looks for small files to merge once an interval, and for files to remove and to clean up now and then."""
 
-    def __init__(self, lake: Lake, storage: StorageConfig, interval_seconds: float, tracing: Tracing) -> None:
+    def __init__(
+        self,
+        lake: Lake,
+        storage: StorageConfig,
+        interval_seconds: float,
+        tracing: Tracing,
+        kept: RetentionConfig | None = None,
+    ) -> None:
+        """Without `kept` all is kept."""
         self._lake = lake
         self._storage = storage
+        self._kept = kept or RetentionConfig()
         self._interval_seconds = interval_seconds
         self._tracing = tracing
         self._stopping = threading.Event()
@@ -33,6 +43,7 @@ class Maintenance:
         self._merging: subprocess.Popen[str] | None = None
         self.merges = 0
         self.merged_files = 0
+        self.removed_files = 0
         self.consecutive_failures = 0
         """Rounds that failed since the last one that succeeded."""
 
@@ -57,9 +68,10 @@ class Maintenance:
         rounds = 0
         while not self._stopping.wait(self._interval_seconds):
             try:
-                if maintain.due(self._lake, "spans"):
-                    self._merge_all()
-                if rounds % _CLEAN_EVERY_ROUNDS == 0:
+                is_cleaning = rounds % _CLEAN_EVERY_ROUNDS == 0
+                if maintain.due(self._lake, "spans") or (is_cleaning and retention.due(self._lake, self._kept)):
+                    self._merge_and_remove()
+                if is_cleaning:
                     maintain.clean(self._lake)
             except Exception:
                 self.consecutive_failures += 1
@@ -68,11 +80,10 @@ class Maintenance:
                 self.consecutive_failures = 0
             rounds += 1
 
-    def _merge_all(self) -> None:
-        """Let a process do all merges that are due. Raises ChildProcessError where it fails."""
-        command = bound_to_this_process(
-            [sys.executable, "-m", "collector.lake.merging", self._storage.model_dump_json()]
-        )
+    def _merge_and_remove(self) -> None:
+        """Let a process do all that is due. Raises ChildProcessError where it fails."""
+        arguments = [self._storage.model_dump_json(), self._kept.model_dump_json()]
+        command = bound_to_this_process([sys.executable, "-m", "collector.lake.merging", *arguments])
         with self._starting:
             if self._stopping.is_set():
                 return
@@ -84,7 +95,8 @@ class Maintenance:
             for line in merging.stdout or ():
                 report = json.loads(line)
                 fault = report.get("fault", "")
-                if not fault:
+                self.removed_files += report.get("removed_files", 0)
+                if "files" in report:
                     self._count(report["files"], report["started_at_ns"])
         if merging.returncode and not self._stopping.is_set():
             raise ChildProcessError(f"the process that merges ended with status {merging.returncode}: {fault}")

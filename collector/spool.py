@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import os
 import sqlite3
 import struct
 import threading
@@ -103,6 +104,7 @@ class Spool:
         """Open or create `folder`/spool.sqlite."""
         self._window_ns = int(dedup_window_seconds * 1e9)
         self._lock = threading.Lock()
+        self._file = folder / FILE_NAME
         self._connection = _connect(folder)
         for pragma in (
             f"page_size = {PAGE_BYTES}",
@@ -112,6 +114,7 @@ class Spool:
             self._connection.execute(f"PRAGMA {pragma}")
         for statement in _SCHEMA:
             self._connection.execute(statement)
+        self._opened = os.stat(self._file)
         self.spool_id = self._identity()
         # Digests are looked up while others write: a reader of the write-ahead log waits for nobody.
         self._lookup_lock = threading.Lock()
@@ -144,7 +147,7 @@ class Spool:
         """Store `entries` and their digests in one transaction; return the sequence number of the last.
 
         When this returns, the requests are on disk: they survive a crash of the process or of the machine.
-        When it raises, none of them is stored.
+        When it raises, none of them is stored. Raises also OSError where the file is no longer in its folder.
         """
         numbered = [
             (seq, at_ns, e.request.tenant, e.request.payload, checksum_of(e.digest, seq, at_ns))
@@ -155,15 +158,19 @@ class Spool:
         with self._transaction():
             slot, started_at_ns = self._rotate(now_ns)
             self._connection.executemany("INSERT INTO requests VALUES (?, ?, ?, ?, ?)", numbered)
-            self._connection.executemany(f"INSERT OR REPLACE INTO digests_{slot} VALUES (?, ?, ?)", digests)
+            if self._window_ns:
+                self._connection.executemany(f"INSERT OR REPLACE INTO digests_{slot} VALUES (?, ?, ?)", digests)
+            self._check_in_place()
         self._generation_slot, self._generation_started_at_ns = slot, started_at_ns
         self._last_seq += len(entries)
         self._payload_bytes += sum(len(e.request.payload) for e in entries)
         return self._last_seq
 
     def recall(self, digests: Iterable[bytes]) -> dict[bytes, Accepted]:
-        """The answers of those digests that were stored within the window."""
+        """The answers of those digests that were stored within the window; none with a window of 0 seconds."""
         found: dict[bytes, Accepted] = {}
+        if not self._window_ns:
+            return found
         query = (
             "SELECT rejected_spans, message FROM digests_0 WHERE digest = ?1 "
             "UNION ALL SELECT rejected_spans, message FROM digests_1 WHERE digest = ?1"
@@ -250,6 +257,7 @@ class Spool:
         """Prove that a request of this size could be stored: write as many bytes to disk, in a place of their own."""
         with self._transaction():
             self._connection.execute("INSERT OR REPLACE INTO probe VALUES (1, randomblob(?))", (size_bytes,))
+            self._check_in_place()
 
     def damage(self) -> str | None:
         """What SQLite finds wrong with the file as a whole, None where nothing. Reads all of it."""
@@ -280,6 +288,18 @@ class Spool:
             self._lookup.close()
             self._connection.close()
 
+    def _check_in_place(self) -> None:
+        """A file that was deleted or replaced can still be written: what is written there is lost."""
+        try:
+            found = os.stat(self._file)
+        except FileNotFoundError:
+            found = None
+        if found is None or not os.path.samestat(found, self._opened):
+            raise FileNotFoundError(
+                f"{str(self._file)!r} is no longer the file that the collector opened; was the data folder deleted or "
+                "moved? Restart the collector"
+            )
+
     @contextmanager
     def _transaction(self, synchronous: str = "FULL") -> Iterator[None]:
         with self._lock:
@@ -296,6 +316,8 @@ class Spool:
     def _rotate(self, now_ns: int) -> tuple[int, int]:
         """The young generation (slot, start), after starting a new one where it is a window old."""
         age_ns = now_ns - self._generation_started_at_ns
+        if not self._window_ns:
+            return self._generation_slot, self._generation_started_at_ns
         if 0 <= age_ns < self._window_ns:
             return self._generation_slot, self._generation_started_at_ns
         if age_ns < 0:  # the clock was set back: its new time is the start, else the generation would never end

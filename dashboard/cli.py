@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import sys
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 import click
 
-from collector.cli import config_option, data_option, grpc_option, http_option
+from collector.cli import certificate_option, config_option, data_option, grpc_option, http_option
 from collector.errors import SpanlakeError
 
 _COMMANDS = {
@@ -24,6 +25,8 @@ _COMMANDS = {
     "critical-path": "analytics.insight.cli",
     "sql": "collector.cli",
     "import": "collector.cli",
+    "export": "collector.storage_cli",
+    "maintain": "collector.storage_cli",
     "status": "dashboard.cli",
     "validate": "collector.cli",
     "tokens": "collector.tenants.cli",
@@ -95,6 +98,7 @@ def up(data: str | None, grpc: str | None, http: str | None, port: int | None, c
     "--rate", type=click.FloatRange(min=0, min_open=True), help="Mean operations a second, of 3 to 4 spans each."
 )
 @click.option("--seed", type=int, default=1, show_default=True, help="Same seed, same traffic.")
+@certificate_option
 def demo(
     data: str | None,
     grpc: str | None,
@@ -103,15 +107,20 @@ def demo(
     config_file: str | None,
     rate: float | None,
     seed: int,
+    certificate: Path | None,
 ) -> None:
     """Run everything, with simulated traffic.
 
     Simulates caches and topics of 48 tenants in 4 regions. A new data folder begins with 35 minutes of history,
     so that there is something to compare with.
-    """
-    from dashboard.stack import Simulation, Stack
 
-    sys.exit(Stack.load(data, grpc, http, port, config_file).run(Simulation(rate, seed)))
+    With auth.enabled it makes itself a token of the tenant `demo`, whose all spans are then, and revokes it at the
+    end. With TLS, the collector's certificate must name the address that it listens on.
+    """
+    from dashboard.simulation import Simulation
+    from dashboard.stack import Stack
+
+    sys.exit(Stack.load(data, grpc, http, port, config_file).run(Simulation(rate, seed, certificate)))
 
 
 @click.command("dashboard")
@@ -135,8 +144,8 @@ def pages(data: str | None, port: int | None, config_file: str | None) -> None:
 def status(data: str | None, format_: str, config_file: str | None) -> None:
     """Show what is stored and what runs.
 
-    Also how far the jobs are behind, and files and bytes of each table. Works while everything runs, and while
-    nothing does.
+    Also whether the collector is ready, how far the jobs are behind, and files and bytes of each table. Works while
+    everything runs, and while nothing does.
     """
     from collector.settings import load
     from dashboard.status import as_text, read

@@ -64,6 +64,9 @@ def environment(config: Config, inherited: Mapping[str, str]) -> dict[str, str]:
         "SPANLAKE_COLLECTOR_GRPC": config.collector.grpc,
         "SPANLAKE_COLLECTOR_HTTP": config.collector.http,
     }
+    if config.tls.certificate:  # so that the pages can say how to send
+        found |= {"SPANLAKE_TLS_CERTIFICATE": config.tls.certificate, "SPANLAKE_TLS_KEY": config.tls.key}
+    found["SPANLAKE_AUTH_ENABLED"] = str(config.auth.enabled).lower()
     for name, section in (("QUERY", config.query), ("DASHBOARD", config.dashboard)):
         found |= {f"SPANLAKE_{name}_{key.upper()}": str(value) for key, value in section.model_dump().items()}
     return found

@@ -6,6 +6,7 @@ import json
 import os
 import shlex
 import sys
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import click
@@ -15,19 +16,11 @@ from collector.lake.engine import attach_sql
 from collector.lake.location import Location, locate
 from collector.settings import load
 from dashboard import launch
+from dashboard.simulation import Simulation, temporary_token
 from dashboard.supervise import Supervisor
 
 READY_SECONDS = 60.0
-DEMO_HISTORY = "35m"
 _ENDED_SECONDS = 10.0
-
-
-@dataclass(frozen=True)
-class Simulation:
-    """Simulated traffic: operations a second (None: the simulator's default) and seed."""
-
-    rate: float | None
-    seed: int
 
 
 @dataclass(frozen=True)
@@ -56,14 +49,26 @@ class Stack:
     def run(self, simulation: Simulation | None = None) -> int:
         """Run until a signal; returns the exit code. Raises OperatorError where a process ends by itself."""
         is_new = not self.location.exists()
-        with Supervisor().running() as supervisor:
+        # Made before the collector starts, which takes over later ones only after a while.
+        needs_token = simulation is not None and self.config.auth.enabled
+        token_made = temporary_token(self.location) if needs_token else nullcontext()
+        with token_made as token, Supervisor().running() as supervisor:
             supervisor.start(
                 "collector", [*_spanlake("collect"), "--data", str(self.location.root), *self.flags], announces=True
             )
             try:
                 line = supervisor.first_line("collector", READY_SECONDS)
                 if line is not None:
-                    self._run_rest(supervisor, json.loads(line), simulation, is_new)
+                    ready = json.loads(line)
+                    url = self._start_rest(supervisor, ready)
+                    if simulation is not None:
+                        command = simulation.command(self.config, ready["grpc"], with_history=is_new)
+                        supervisor.start(
+                            "simulator", command, simulation.environment(self.config, token, os.environ)
+                        )
+                    if not supervisor.stopping:
+                        click.echo(self._welcome(url, ready))
+                        supervisor.wait()
             finally:
                 self._stop(supervisor)
             return self._end(supervisor)
@@ -77,17 +82,10 @@ class Stack:
             supervisor.stop("dashboard", _ENDED_SECONDS)
             return self._end(supervisor)
 
-    def _run_rest(
-        self, supervisor: Supervisor, ready: dict[str, str], simulation: Simulation | None, is_new: bool
-    ) -> None:
-        config = self._listening(ready)
+    def _start_rest(self, supervisor: Supervisor, ready: dict[str, str]) -> str:
+        """Jobs and dashboard; the URL of the latter."""
         supervisor.start("jobs", [*_spanlake("analyze"), *self._lake_flags()])
-        url = self._start_dashboard(supervisor, config)
-        if simulation is not None:
-            supervisor.start("simulator", _simulate(simulation, ready["grpc"], is_new))
-        if not supervisor.stopping:
-            click.echo(self._welcome(url, ready))
-            supervisor.wait()
+        return self._start_dashboard(supervisor, self._listening(ready))
 
     def _start_dashboard(self, supervisor: Supervisor, config: Config) -> str:
         port = launch.claim_port(config.dashboard.host, config.dashboard.port)
@@ -125,13 +123,16 @@ class Stack:
 
     def _welcome(self, url: str, ready: dict[str, str]) -> str:
         data = shlex.quote(str(self.location.root))
+        scheme = "https" if self.config.tls.certificate else "http"
+        token = f"  token       spanlake tokens add TENANT --data {data}" if self.config.auth.enabled else None
         query = "SELECT region, tenant, count(*) FROM spans WHERE start_time > ago('15 minutes') GROUP BY ALL"
         return "\n".join(
             [
                 "spanlake is up (Ctrl-C stops it)",
                 f"  dashboard   {url}",
-                f"  OTLP/gRPC   http://{ready['grpc']}",
-                f"  OTLP/HTTP   http://{ready['http']}",
+                f"  OTLP/gRPC   {scheme}://{ready['grpc']}",
+                f"  OTLP/HTTP   {scheme}://{ready['http']}",
+                *([token] if token else []),
                 f"  data        {self.location.root}",
                 f'  query       spanlake sql --data {data} "{query}"',
                 f"  in DuckDB   {attach_sql(self.location, read_only=True)}",
@@ -141,10 +142,3 @@ class Stack:
 
 def _spanlake(command: str) -> list[str]:
     return [sys.executable, "-P", "-m", "dashboard.cli", command]
-
-
-def _simulate(simulation: Simulation, grpc: str, is_new: bool) -> list[str]:
-    rate = () if simulation.rate is None else ("--rate", str(simulation.rate))
-    history = ("--history", DEMO_HISTORY) if is_new else ()
-    endpoint = ("--endpoint", f"http://{grpc}", "--seed", str(simulation.seed))
-    return [sys.executable, "-P", "-m", "sample_data", *endpoint, *rate, *history]

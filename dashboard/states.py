@@ -9,7 +9,7 @@ from typing import ParamSpec
 
 import streamlit as st
 
-from collector.config import CollectorConfig
+from collector.config import Config
 from collector.errors import SpanlakeError
 from collector.receive.address import reached
 from dashboard import units
@@ -47,17 +47,18 @@ def message(error: Exception) -> str:
     return f"**The figures could not be read.** {first}\n\nThe log of the dashboard has the details."
 
 
-def waiting(headline: str, collector: CollectorConfig) -> None:
+def waiting(headline: str, settings: Config) -> None:
     """Nothing has arrived: how to send spans here."""
     st.subheader(headline, anchor=False)
     st.markdown("Point an OpenTelemetry exporter here; this page shows the first spans by itself.")
+    is_tls = bool(settings.tls.certificate)
     found = [
         (title, f"export OTEL_EXPORTER_OTLP_ENDPOINT={url}\nexport OTEL_EXPORTER_OTLP_PROTOCOL={protocol}")
         for title, address, protocol in (
-            ("OTLP over HTTP", collector.http, "http/protobuf"),
-            ("OTLP over gRPC", collector.grpc, "grpc"),
+            ("OTLP over HTTP", settings.collector.http, "http/protobuf"),
+            ("OTLP over gRPC", settings.collector.grpc, "grpc"),
         )
-        if (url := endpoint(address)) is not None
+        if (url := endpoint(address, is_tls=is_tls)) is not None
     ]
     unknown = [
         ("The collector printed its HOST:PORT when it started", "export OTEL_EXPORTER_OTLP_ENDPOINT=http://HOST:PORT")
@@ -66,10 +67,13 @@ def waiting(headline: str, collector: CollectorConfig) -> None:
         with place:
             st.caption(title)
             st.code(lines, language="bash")
+    if settings.auth.enabled:
+        st.caption("Every request needs a token; `spanlake tokens add TENANT` makes one")
+        st.code('export OTEL_EXPORTER_OTLP_HEADERS="authorization=Bearer%20TOKEN"', language="bash")
 
 
-def endpoint(address: str) -> str | None:
+def endpoint(address: str, *, is_tls: bool = False) -> str | None:
     """HOST:PORT as the URL that an exporter takes; None where the port is chosen at start (0)."""
     if address.endswith(":0"):
         return None
-    return f"http://{reached(address)}"
+    return f"{'https' if is_tls else 'http'}://{reached(address)}"

@@ -9,10 +9,11 @@ from analytics import jobs
 from analytics.rollup import fold, sets
 from collector.collect import announced_by
 from collector.config import Config
+from collector.lake import retention
 from collector.lake.lake import Lake, Reader
 from collector.lake.location import Location, locate
 from collector.lake.lock import holder
-from collector.lake.status import lake_status, spool_bytes, versions
+from collector.lake.status import lake_removals, lake_status, spool_bytes, versions
 from collector.telemetry.asked import ask_health
 
 
@@ -20,7 +21,19 @@ def read(config: Config) -> dict[str, Any]:
     """The status of a lake, at one snapshot. Raises OperatorError where there is no lake."""
     location = locate(config.storage)
     with Lake(location, read_only=True) as lake, lake.read() as reader:
-        return describe(reader, location, config)
+        return describe(reader, location, config) | {"retention": _retention(lake, reader, config)}
+
+
+def _retention(lake: Lake, reader: Reader, config: Config) -> dict[str, Any]:
+    """What is kept how long, files that wait for a job before they go, and what went."""
+    removed = [asdict(row) for row in lake_removals(reader)]
+    for row in removed:
+        for key in ("last_removed_at", "newest"):
+            row[key] = row[key].isoformat() + "Z"
+    return config.retention.model_dump() | {
+        "held_files": retention.held(lake, reader, config.retention),
+        "removed": removed,
+    }
 
 
 def describe(reader: Reader, location: Location, config: Config) -> dict[str, Any]:
@@ -89,9 +102,27 @@ def as_text(found: dict[str, Any]) -> str:
         "are folded into (overflow): beyond bounds of [analyze]"
         for folded in found["folded"]
     ]
+    text += _retention_text(found["retention"])
     text.append(f"{'table':<24} {'files':>8} {'size':>12}")
     text += [f"  {table['name']:<22} {table['files']:>8,} {_size(table['bytes']):>12}" for table in found["tables"]]
     return "\n".join(text)
+
+
+def _retention_text(kept: dict[str, Any]) -> list[str]:
+    units = {"spans_days": "spans {:g} days", "rollup_minutes_days": "rollups by minute {:g} days",
+             "rollup_hours_days": "rollups by hour {:g} days"}  # fmt: skip
+    bounds = [text.format(kept[key]) for key, text in units.items() if kept[key]]
+    if kept["total_bytes"]:
+        bounds.append(f"at most {_size(kept['total_bytes'])} in all")
+    text = [f"{'retention':<10} {', '.join(bounds) or 'all is kept'}"]
+    if kept["held_files"]:
+        text.append(f"  {kept['held_files']:,} files have had their time and wait for a job to read them")
+    text += [
+        f"  removed {row['rows']:,} rows, {_size(row['bytes'])} of {row['table']} ({row['reason']}), "
+        f"the last on {row['last_removed_at'][:19]}Z"
+        for row in kept["removed"]
+    ]
+    return text
 
 
 def _running(role: dict[str, Any]) -> str:
@@ -106,7 +137,8 @@ def _health(health: dict[str, Any] | None) -> str:
     if health is None:
         return ""
     problems = "; ".join(f"{problem['part']}: {problem['message']}" for problem in health["problems"])
-    return _HEALTH.get(health["status"], health["status"]) + (f" ({problems})" if problems else "")
+    status: str = health["status"]
+    return _HEALTH.get(status, status) + (f" ({problems})" if problems else "")
 
 
 def _addresses(collector: dict[str, Any]) -> str:

@@ -10,14 +10,15 @@ import click
 import pyarrow as pa
 from pydantic.fields import FieldInfo
 
-from collector.config import Config
+from analytics.rollup.sets import configured
+from collector.config import AnalyzeConfig, Config
 from collector.settings import environment_variable
 from collector.settings_text import limits, shown, type_name
 from collector.spans import RESOURCE_SCHEMA, SPAN_COLUMNS
 from dashboard.cli import main as spanlake
 
 FOLDER = Path(__file__).parent
-PAGES = ("configuration.md", "tables.md", "command-line.md")
+PAGES = ("configuration.md", "tables.md", "rollups.md", "command-line.md")
 _PART = re.compile(r"(<!-- generated: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 _LABELS = {pa.string(): "text", pa.bool_(): "boolean", pa.timestamp("ns"): "timestamp (ns)"}
 HELP_COLUMNS = 100
@@ -63,6 +64,15 @@ def resource_columns() -> str:
     return _table(["Column", "Type", "NULL"], rows)
 
 
+def rollup_sets() -> str:
+    """The default sets of dimensions and their tables."""
+    rows = [
+        [", ".join(f"`{table}`" for table, _ in found.tables), ", ".join(f"`{name}`" for name in found.dimensions)]
+        for found in configured(AnalyzeConfig())
+    ]
+    return _table(["Tables", "Dimensions"], rows)
+
+
 def command_line() -> str:
     """The help of every command."""
     context = click.Context(spanlake, info_name="spanlake", terminal_width=HELP_COLUMNS, **spanlake.context_settings)
@@ -97,6 +107,7 @@ PARTS = {
     "configuration": configuration,
     "span_columns": span_columns,
     "resource_columns": resource_columns,
+    "rollup_sets": rollup_sets,
     "command_line": command_line,
 }
 

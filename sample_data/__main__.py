@@ -14,6 +14,8 @@ from pathlib import Path
 
 from sample_data.emit_files import OPERATIONS_PER_SECOND, START_SECOND, TENANTS, write_file
 from sample_data.emit_otlp import PROTOCOLS
+from sample_data.incidents.catalogue import KINDS, Order, parse
+from sample_data.incidents.truth import write_truths
 from sample_data.simulator import Settings, simulate
 from sample_data.stream import Stream
 from sample_data.truth import Truth
@@ -37,6 +39,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     report = json.dumps(truth.as_json(), indent=2)
     if options.truth:
         options.truth.write_text(report + "\n")
+        if truth.incidents:
+            write_truths(options.truth.with_name(f"{options.truth.name}.incidents.jsonl"), truth.incidents)
     print(report)
     return 1 if truth.unacknowledged_spans else 0
 
@@ -49,7 +53,11 @@ def _parser() -> argparse.ArgumentParser:
     add("--rate", type=float, default=OPERATIONS_PER_SECOND,
         help="mean operations a second, of about 3.7 spans each (default %(default)s)")  # fmt: skip
     add("--start", type=_time, help="time of the first live operation, ISO 8601, UTC unless it says otherwise")
-    add("--truth", type=Path, metavar="FILE", help="write there, too, what was counted")
+    add("--incident", type=_incident, action="append", default=[], metavar="KIND[:param=value]...@START+DURATION",
+        help="an incident, START after the start: noisy_neighbour:factor=5@10m+15m; more than once for more; "
+        f"kinds: {', '.join(KINDS)}")  # fmt: skip
+    add("--truth", type=Path, metavar="FILE",
+        help="write there, too, what was counted; incidents as JSON lines in FILE.incidents.jsonl")  # fmt: skip
     send = parser.add_argument_group("sending")
     send.add_argument("--endpoint", default=Settings.endpoint, help="OTLP endpoint (default %(default)s)")
     send.add_argument("--protocol", choices=PROTOCOLS, default=Settings.protocol, help="(default %(default)s)")
@@ -77,6 +85,7 @@ def _send(options: argparse.Namespace) -> Truth:
         start_second=options.start,
         duration_seconds=options.duration,
         speed=options.speed,
+        incidents=tuple(options.incident),
     )
     return simulate(settings, stop)
 
@@ -84,7 +93,13 @@ def _send(options: argparse.Namespace) -> Truth:
 def _write(options: argparse.Namespace) -> Truth:
     seconds = None if options.hours is None else round(options.hours * 3600)
     start = options.start if options.start is not None else START_SECOND
-    stream = Stream(seed=options.seed, operations_per_second=options.rate, tenants=options.tenants, start_second=start)
+    stream = Stream(
+        seed=options.seed,
+        operations_per_second=options.rate,
+        tenants=options.tenants,
+        start_second=start,
+        incidents=options.incident,
+    )
     spans = options.spans if options.spans is not None or seconds is not None else 100_000
     return write_file(options.output, stream, spans=spans, seconds=seconds)
 
@@ -95,6 +110,13 @@ def _time(text: str) -> int:
     except ValueError as error:
         raise argparse.ArgumentTypeError(f"{text!r} is no ISO 8601 time such as 2026-09-01T12:00:00Z") from error
     return int((moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp())
+
+
+def _incident(text: str) -> Order:
+    try:
+        return parse(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 def _duration(text: str) -> float:

@@ -84,7 +84,7 @@ def write_file(
     """
     if path.suffix not in {".pb", ".jsonl"}:
         raise ValueError(f"output is {path}, expected a file name that ends in .pb (protobuf) or .jsonl (JSON lines)")
-    truth = Truth()
+    truth = Truth(incidents=stream.truths)
     with path.open("wb") as file:
         for batch in batches(stream, spans_per_request, spans=spans, seconds=seconds):
             instance = stream.topology.instances[batch[0].instance]

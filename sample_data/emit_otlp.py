@@ -15,6 +15,9 @@ from urllib.parse import SplitResult, urlsplit
 import grpc
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceResponse
 
+from sample_data.access import Access
+from sample_data.access import access as own_access
+
 PROTOCOLS = ("grpc", "http/protobuf")
 TRACES_PATH = "/v1/traces"
 IN_FLIGHT_MAX = 8
@@ -112,10 +115,11 @@ class OtlpEmitter:
 class GrpcTransport:
     """OTLP/gRPC on one channel."""
 
-    def __init__(self, endpoint: SplitResult) -> None:
+    def __init__(self, endpoint: SplitResult, access: Access) -> None:
         options = [("grpc.max_receive_message_length", -1)]
+        self._metadata = tuple(access.headers.items())
         if endpoint.scheme == "https":
-            self._channel = grpc.secure_channel(endpoint.netloc, grpc.ssl_channel_credentials(), options)
+            self._channel = grpc.secure_channel(endpoint.netloc, access.grpc_credentials(), options)
         else:
             self._channel = grpc.insecure_channel(endpoint.netloc, options)
         self._export: Callable[..., bytes] = self._channel.unary_unary(_EXPORT_METHOD)
@@ -123,7 +127,7 @@ class GrpcTransport:
     def export(self, payload: bytes) -> bytes:
         """Send a request, return the serialized response."""
         try:
-            return self._export(payload, timeout=_ATTEMPT_SECONDS)
+            return self._export(payload, timeout=_ATTEMPT_SECONDS, metadata=self._metadata)
         except grpc.RpcError as error:
             family = RetryError if error.code() in _RETRYABLE_CODES else RefusedError
             raise family(f"{error.code().name}: {error.details()}") from error
@@ -136,8 +140,10 @@ class GrpcTransport:
 class HttpTransport:
     """OTLP/HTTP with protobuf, one kept connection a thread."""
 
-    def __init__(self, endpoint: SplitResult) -> None:
+    def __init__(self, endpoint: SplitResult, access: Access) -> None:
         self._endpoint = endpoint
+        self._headers = {"Content-Type": "application/x-protobuf", **access.headers}
+        self._tls = access.ssl_context() if endpoint.scheme == "https" else None
         self._path = traces_path(endpoint)
         self._of_thread = threading.local()
         self._opened: list[http.client.HTTPConnection] = []
@@ -145,9 +151,11 @@ class HttpTransport:
     def _connection(self) -> http.client.HTTPConnection:
         connection: http.client.HTTPConnection | None = getattr(self._of_thread, "connection", None)
         if connection is None:
-            secure = self._endpoint.scheme == "https"
-            kind = http.client.HTTPSConnection if secure else http.client.HTTPConnection
-            connection = kind(self._endpoint.netloc, timeout=_ATTEMPT_SECONDS)
+            netloc = self._endpoint.netloc
+            if self._tls is None:
+                connection = http.client.HTTPConnection(netloc, timeout=_ATTEMPT_SECONDS)
+            else:
+                connection = http.client.HTTPSConnection(netloc, timeout=_ATTEMPT_SECONDS, context=self._tls)
             self._of_thread.connection = connection
             self._opened.append(connection)
         return connection
@@ -156,7 +164,7 @@ class HttpTransport:
         """Send a request, return the serialized response."""
         connection = self._connection()
         try:
-            connection.request("POST", self._path, payload, {"Content-Type": "application/x-protobuf"})
+            connection.request("POST", self._path, payload, self._headers)
             response = connection.getresponse()
             body = response.read()
         except (OSError, http.client.HTTPException) as error:
@@ -187,11 +195,14 @@ def traces_path(endpoint: SplitResult) -> str:
     return path if path.endswith(TRACES_PATH) else path + TRACES_PATH
 
 
-def open_transport(endpoint: str, protocol: str) -> Transport:
-    """The transport of one of PROTOCOLS. Raises ValueError for another one or for an endpoint that is no URL."""
+def open_transport(endpoint: str, protocol: str, access: Access | None = None) -> Transport:
+    """The transport of one of PROTOCOLS; `access` None is that of this process (see `sample_data.access`).
+
+    Raises ValueError for another protocol or for an endpoint that is no URL, OSError for a TLS file that cannot be
+    used.
+    """
     url = parse_endpoint(endpoint)
-    if protocol == "grpc":
-        return GrpcTransport(url)
-    if protocol == "http/protobuf":
-        return HttpTransport(url)
-    raise ValueError(f"protocol is {protocol!r}, expected one of {', '.join(PROTOCOLS)}")
+    if protocol not in PROTOCOLS:
+        raise ValueError(f"protocol is {protocol!r}, expected one of {', '.join(PROTOCOLS)}")
+    access = access or own_access()
+    return GrpcTransport(url, access) if protocol == "grpc" else HttpTransport(url, access)

@@ -47,10 +47,17 @@ class SdkEmitter:
             self._exporter, max_queue_size=QUEUE_SPANS_MAX, schedule_delay_millis=1000, max_export_batch_size=512
         )
         self._ids = _GivenIds()
-        self._tracers = [self._tracer(instance) for instance in topology.instances]
+        self._instances = topology.instances
+        self._tracers: dict[int, Tracer] = {}
         self._ended_spans = 0
 
-    def _tracer(self, instance: Instance) -> Tracer:
+    def _tracer(self, index: int) -> Tracer:
+        found = self._tracers.get(index)
+        if found is None:
+            found = self._tracers[index] = self._open_tracer(self._instances[index])
+        return found
+
+    def _open_tracer(self, instance: Instance) -> Tracer:
         provider = TracerProvider(
             sampler=ALWAYS_ON,
             resource=Resource(dict(instance.attributes)),
@@ -77,7 +84,7 @@ class SdkEmitter:
     def _emit(self, span: Span) -> None:
         self._ids.trace_id = int.from_bytes(span.trace_id, "big")
         self._ids.span_id = int.from_bytes(span.span_id, "big")
-        sdk_span = self._tracers[span.instance].start_span(
+        sdk_span = self._tracer(span.instance).start_span(
             span.name,
             context=_parent(span),
             kind=_SDK_KINDS[span.kind],

@@ -14,8 +14,9 @@ from enum import IntEnum
 import numpy as np
 import numpy.typing as npt
 
-from sample_data.popularity import Floats, Ints, Keys, padded
-from sample_data.topology import HOSTS_PER_SERVICE, REGION_UTC_OFFSET_HOURS, Topology
+from sample_data.fleet import Fleet
+from sample_data.popularity import Floats, Keys, padded
+from sample_data.topology import HOSTS_PER_SERVICE, REGION_UTC_OFFSET_HOURS, Ints, Service, Topology
 
 Bools = npt.NDArray[np.bool_]
 
@@ -54,6 +55,7 @@ class Outcome(IntEnum):
     THROTTLED = 1
     UNAVAILABLE = 2
     TIMEOUT = 3
+    INTERNAL = 4
 
 
 _CACHE_KIND_SHARES = (0.74, 0.17, 0.03, 0.06)
@@ -65,13 +67,16 @@ class Deliveries:
     """One row a subscriber of a published message; `operation` is the row of its publish in `Operations`.
 
     `lag_ns` runs from the fan-out's start to the start of processing. A `lost` delivery never happens, a
-    `failed` one ends in an error of the subscriber. `trace_ids` holds 16 bytes a row, `span_ids` 8.
+    `failed` one ends in an error of the subscriber. `run` tells which process on the host takes it, `clock_ns` how
+    far the host's clock is ahead. `trace_ids` holds 16 bytes a row, `span_ids` 8.
     """
 
     operation: Ints
     subscription: Ints
     region: Ints
     host: Ints
+    run: Ints
+    clock_ns: Ints
     lag_ns: Ints
     process_ns: Ints
     lost: Bools
@@ -86,7 +91,8 @@ class Operations:
 
     `store` is the cache or topic among the tenant's own; `key` the rank of the key by popularity (0 is the
     most popular); `hit` and `batch_hits` tell what a lookup finds; `item_bytes` is the size of the value or
-    message. Times (`*_ns`) are spent in the gateway, on the network both ways, in the server, and in the
+    message. `*_run` is the run of the process on the host (as in `instance_index`), `*_clock_ns` how far the host's
+    clock is ahead. Times (other `*_ns`) are spent in the gateway, on the network both ways, in the server, and in the
     database that a missed `get` falls back to. `trace_ids` holds 16 bytes a row, `span_ids` 8 for each of the
     operation's SPANS_PER_OPERATION_MAX spans.
     """
@@ -104,6 +110,10 @@ class Operations:
     outcome: Ints
     gateway_host: Ints
     server_host: Ints
+    gateway_run: Ints
+    server_run: Ints
+    gateway_clock_ns: Ints
+    server_clock_ns: Ints
     gateway_ns: Ints
     network_ns: Ints
     server_ns: Ints
@@ -130,6 +140,7 @@ class Workload:
         self._burst_factor = np.array([t.burst_factor for t in tenants])
         self._utc_offset = np.array([REGION_UTC_OFFSET_HOURS[t.home_region] for t in tenants])
         self._keys = Keys(topology)
+        self._fleet = Fleet(seed)
         self._topics = padded([[t.body_bytes_median for t in x.topics] for x in tenants])
         self._subscriptions = padded([[len(t.subscriptions) for t in x.topics] for x in tenants]).astype(np.int64)
         self._topic_count = np.array([len(t.topics) for t in tenants])
@@ -179,6 +190,10 @@ class Workload:
         batch_size = np.where(kind == Kind.GET_BATCH, rng.integers(2, 33, n), 1)
         item_bytes = np.ceil(median * rng.lognormal(0.0, 0.7, n)).astype(np.int64)
         outcome = _outcomes(rng, self.intensity(second)[tenant])
+        gateway_host = rng.integers(0, HOSTS_PER_SERVICE, n)
+        # A key lives on one host, so that a hot key makes a hot host.
+        server_host = key_host(tenant, cache, key)
+        runs = self._fleet.runs(second)
         return Operations(
             start_ns=second * 1_000_000_000 + rng.integers(0, 1_000_000_000, n),
             tenant=tenant,
@@ -191,16 +206,21 @@ class Workload:
             batch_hits=rng.binomial(batch_size, self._keys.hit_ratio[tenant, cache]),
             item_bytes=item_bytes,
             outcome=outcome,
-            gateway_host=rng.integers(0, HOSTS_PER_SERVICE, n),
-            # A key lives on one host, so that a hot key makes a hot host.
-            server_host=(key * 2_654_435_761 + cache * 97 + tenant) % HOSTS_PER_SERVICE,
+            gateway_host=gateway_host,
+            server_host=server_host,
+            gateway_run=runs[region, Service.GATEWAY, gateway_host],
+            server_run=runs[region, np.where(publish, Service.TOPICS, Service.CACHE), server_host],
+            gateway_clock_ns=np.zeros(n, np.int64),
+            server_clock_ns=np.zeros(n, np.int64),
             gateway_ns=_lognormal(rng, 900_000.0, 0.5, n),
             network_ns=_lognormal(rng, 350_000.0, 0.4, n),
             server_ns=_server_ns(rng, kind, batch_size, item_bytes, outcome),
             database_ns=_lognormal(rng, 6_000_000.0, 0.6, n),
             trace_ids=rng.bytes(16 * n),
             span_ids=rng.bytes(8 * SPANS_PER_OPERATION_MAX * n),
-            deliveries=self._deliveries(rng, np.flatnonzero(publish & (outcome == Outcome.OK)), tenant, region, topic),
+            deliveries=self._deliveries(
+                rng, np.flatnonzero(publish & (outcome == Outcome.OK)), tenant, region, topic, runs
+            ),
         )
 
     def _kinds(self, rng: np.random.Generator, tenant: Ints) -> Ints:
@@ -208,7 +228,7 @@ class Workload:
         return np.where(rng.random(len(tenant)) < self._publish_share[tenant], Kind.PUBLISH, cache_kind)
 
     def _deliveries(
-        self, rng: np.random.Generator, published: Ints, tenant: Ints, region: Ints, topic: Ints
+        self, rng: np.random.Generator, published: Ints, tenant: Ints, region: Ints, topic: Ints, runs: Ints
     ) -> Deliveries:
         fan_out = self._subscriptions[tenant[published], topic[published]]
         operation = np.repeat(published, fan_out)
@@ -217,11 +237,14 @@ class Workload:
         elsewhere = (rng.random(n)[:, None] > self._regions_cdf[tenant[operation], :-1]).sum(axis=1)
         at = np.where(rng.random(n) < 0.85, region[operation], elsewhere)
         wide_area_ns = np.where(at == region[operation], 0, 60_000_000 + rng.integers(0, 90_000_000, n))
+        host = rng.integers(0, HOSTS_PER_SERVICE, n)
         return Deliveries(
             operation=operation,
             subscription=np.arange(n) - first,
             region=at,
-            host=rng.integers(0, HOSTS_PER_SERVICE, n),
+            host=host,
+            run=runs[at, Service.SUBSCRIBER, host],
+            clock_ns=np.zeros(n, np.int64),
             lag_ns=_lognormal(rng, 18_000_000.0, 0.6, n) * _slow_tail(rng, n) + wide_area_ns,
             process_ns=_lognormal(rng, 2_500_000.0, 0.7, n),
             lost=rng.random(n) < 0.003,
@@ -229,6 +252,11 @@ class Workload:
             trace_ids=rng.bytes(16 * n),
             span_ids=rng.bytes(8 * n),
         )
+
+
+def key_host(tenant: Ints, cache: Ints, key: Ints) -> Ints:
+    """The host of a region's caches on which a key lives."""
+    return (key * 2_654_435_761 + cache * 97 + tenant) % HOSTS_PER_SERVICE
 
 
 def _skewed(rng: np.random.Generator, count: Ints) -> Ints:
@@ -248,16 +276,21 @@ def _slow_tail(rng: np.random.Generator, n: int) -> Ints:
 def _outcomes(rng: np.random.Generator, intensity: Floats) -> Ints:
     n = len(intensity)
     over_quota = 0.5 * np.maximum(0.0, 1 - QUOTA_FACTOR / intensity)
-    rare = np.searchsorted([0.0005, 0.0015], rng.random(n), side="right")
-    faults = np.array([Outcome.UNAVAILABLE, Outcome.TIMEOUT, Outcome.OK])[rare]
+    rare = np.searchsorted([0.0005, 0.0015, 0.0017], rng.random(n), side="right")
+    faults = np.array([Outcome.UNAVAILABLE, Outcome.TIMEOUT, Outcome.INTERNAL, Outcome.OK])[rare]
     return np.where(rng.random(n) < over_quota, Outcome.THROTTLED, faults)
+
+
+def late_ns(rng: np.random.Generator, n: int) -> Ints:
+    """Times in the server of calls whose clients have given up."""
+    return (CLIENT_DEADLINE_NS * (1.1 + 2 * rng.random(n))).astype(np.int64)
 
 
 def _server_ns(rng: np.random.Generator, kind: Ints, batch_size: Ints, item_bytes: Ints, outcome: Ints) -> Ints:
     n = len(kind)
     work = _SERVER_MEDIAN_NS[kind] + 15_000.0 * (batch_size - 1) + 2.0 * item_bytes
     served = work * rng.lognormal(0.0, 0.45, n) * _slow_tail(rng, n)
-    late = CLIENT_DEADLINE_NS * (1.1 + 2 * rng.random(n))
+    late = late_ns(rng, n)
     refused = 80_000.0 * rng.lognormal(0.0, 0.3, n)
     return np.select([outcome == Outcome.TIMEOUT, outcome == Outcome.THROTTLED], [late, refused], served).astype(
         np.int64

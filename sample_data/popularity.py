@@ -7,9 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from sample_data.topology import KEY_EXPONENTS, KEYS_PER_CACHE, Topology
+from sample_data.topology import KEY_EXPONENTS, KEYS_PER_CACHE, Ints, Topology
 
-Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
 
 

@@ -9,11 +9,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from sample_data.model import Kind, Outcome
 from sample_data.span import Attributes
-from sample_data.topology import REGIONS, Subscription, Tenant
+from sample_data.topology import REGIONS, Ints, Subscription, Tenant
+
+IntOrInts = TypeVar("IntOrInts", int, Ints)
 
 _METHODS = ("GET", "PUT", "DELETE", "POST", "POST")
 _USER_AGENTS = ("platform-sdk-java/3.4.1", "platform-sdk-python/2.9.0", "platform-sdk-go/1.20.3")
@@ -46,6 +48,7 @@ FAILURES: Mapping[int, Failure] = {
     Outcome.THROTTLED: Failure(429, "RESOURCE_EXHAUSTED", "RESOURCE_EXHAUSTED", "", "tenant over its quota"),
     Outcome.UNAVAILABLE: Failure(503, "UNAVAILABLE", "UNAVAILABLE", "UNAVAILABLE", "connection refused"),
     Outcome.TIMEOUT: Failure(504, "DEADLINE_EXCEEDED", "timeout", "DEADLINE_EXCEEDED", "deadline exceeded"),
+    Outcome.INTERNAL: Failure(500, "INTERNAL", "INTERNAL", "INTERNAL", "internal error"),
 }
 
 
@@ -153,5 +156,10 @@ def database_attributes(tenant: Tenant, region: int) -> Attributes:
 
 @lru_cache(maxsize=2**16)
 def key_hash(tenant: int, cache: int, key: int) -> str:
-    """`cache.key.hash`: 8 hex digits, different for every key of a cache (an odd factor is a bijection)."""
-    return f"{((key + 1) * 0x9E3779B1 + tenant * 0x85EBCA6B + cache * 0xC2B2AE35) % 2**32:08x}"
+    """`cache.key.hash`: `key_number` as 8 hex digits."""
+    return f"{key_number(tenant, cache, key):08x}"
+
+
+def key_number(tenant: IntOrInts, cache: IntOrInts, key: IntOrInts) -> IntOrInts:
+    """A number below 2**32, different for every key of a cache (an odd factor is a bijection)."""
+    return ((key + 1) * 0x9E3779B1 + tenant * 0x85EBCA6B + cache * 0xC2B2AE35) % 2**32

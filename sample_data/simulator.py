@@ -15,6 +15,7 @@ from sample_data.emit_files import OPERATIONS_PER_SECOND, SPANS_PER_REQUEST, TEN
 from sample_data.emit_otlp import OtlpEmitter, open_transport, parse_endpoint, traces_path
 from sample_data.emit_sdk import SdkEmitter
 from sample_data.encoding import protobuf_request
+from sample_data.incidents.catalogue import Order
 from sample_data.span import Span
 from sample_data.stream import NS_PER_SECOND, Batches, Stream
 from sample_data.truth import Truth
@@ -27,6 +28,7 @@ _STEP_SECONDS = 0.05
 class Settings:
     """A run. `start_second` (since the epoch) None means now. `speed` is simulated per real seconds, 0 as fast as
     possible. `history_seconds` lie before the start; `duration_seconds` None goes on until it is stopped.
+    `incidents` begin so long after the start as they say.
     """
 
     endpoint: str = "http://127.0.0.1:4317"
@@ -38,6 +40,7 @@ class Settings:
     start_second: int | None = None
     duration_seconds: float | None = None
     speed: float = 1.0
+    incidents: tuple[Order, ...] = ()
 
 
 def run(
@@ -80,8 +83,10 @@ def simulate(settings: Settings, stop: threading.Event) -> Truth:
         operations_per_second=settings.operations_per_second,
         tenants=settings.tenants,
         start_second=live_second - ceil(settings.history_seconds),
+        incidents=settings.incidents,
+        run_start_second=live_second,
     )
-    truth = Truth()
+    truth = Truth(incidents=stream.truths)
     if settings.history_seconds:
         _send_history(settings, stream, live_second, stop, truth)
     with SdkEmitter(stream.topology, exporter) as emitter:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from operator import attrgetter
 
+from sample_data.incidents.catalogue import Order
+from sample_data.incidents.incident import Platform
+from sample_data.incidents.truth import Truth
 from sample_data.model import Workload
 from sample_data.span import Span
 from sample_data.topology import Topology, build_topology
@@ -18,15 +21,36 @@ _by_end = attrgetter("end_ns", "span_id")
 class Stream:
     """The platform's spans from a second on; the same arguments give the same spans, ids included."""
 
-    def __init__(self, *, seed: int, operations_per_second: float, tenants: int, start_second: int) -> None:
-        """Raises ValueError for a negative seed or start, a rate that is not positive, or no tenant."""
+    def __init__(
+        self,
+        *,
+        seed: int,
+        operations_per_second: float,
+        tenants: int,
+        start_second: int,
+        incidents: Sequence[Order] = (),
+        run_start_second: int | None = None,
+    ) -> None:
+        """Raises ValueError for a negative seed or start, a rate that is not positive, no tenant, or a bad incident.
+
+        `incidents` that say after which time they begin count from `run_start_second`, by default the start.
+        """
         if start_second < 0:
             raise ValueError(f"start is {start_second} s, expected a time at or after 1970-01-01T00:00:00Z")
         self.topology: Topology = build_topology(seed, tenants)
         self.second = start_second
-        self._workload = Workload(self.topology, seed, operations_per_second)
         self._builder = SpanBuilder(self.topology)
+        run_start = start_second if run_start_second is None else run_start_second
+        self._platform = Platform(
+            Workload(self.topology, seed, operations_per_second),
+            [order.incident(self.topology, seed, run_start) for order in incidents],
+        )
         self._open: list[Span] = []
+
+    @property
+    def truths(self) -> list[Truth]:
+        """The truth about the incidents."""
+        return [incident.truth for incident in self._platform.incidents]
 
     @property
     def now_ns(self) -> int:
@@ -35,7 +59,7 @@ class Stream:
 
     def advance(self) -> list[Span]:
         """Let one second pass: the spans that end in it, by time of end."""
-        started = self._builder.spans_of(self._workload.operations(self.second))
+        started = self._builder.spans_of(self._platform.operations(self.second))
         self.second += 1
         known = self._open + started
         self._open = [span for span in known if span.end_ns >= self.now_ns]

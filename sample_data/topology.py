@@ -5,10 +5,14 @@ Built once from a seed and never changed; traffic over it is drawn in `sample_da
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import IntEnum
 
 import numpy as np
+import numpy.typing as npt
+
+Ints = npt.NDArray[np.int64]
 
 REGIONS = ("us-east-1", "us-west-2", "eu-west-1", "ap-southeast-2")
 REGION_UTC_OFFSET_HOURS = (-5.0, -8.0, 0.0, 10.0)
@@ -70,7 +74,10 @@ class Service(IntEnum):
 
 
 SERVICE_NAMES = ("api-gateway", "cache", "topics", "subscriber")
-SERVICE_VERSIONS = ("4.12.0", "2.31.4", "1.9.2", "3.0.1")
+SERVICE_VERSIONS = ((4, 12), (2, 31), (1, 9), (3, 0))
+PROCESSES = len(REGIONS) * len(SERVICE_NAMES) * HOSTS_PER_SERVICE
+STARTS_PER_RELEASE = 32
+_RELEASES_PER_MINOR = 10
 
 
 class Joining(IntEnum):
@@ -144,17 +151,44 @@ class Instance:
         return dict(self.attributes)["host.name"]
 
 
+class Instances:
+    """The processes that ever run, by `instance_index`; iterating gives the first ones, PROCESSES of run 0."""
+
+    def __init__(self) -> None:
+        self._known: dict[int, Instance] = {}
+
+    def __getitem__(self, index: int) -> Instance:
+        found = self._known.get(index)
+        if found is None:
+            run, process = divmod(index, PROCESSES)
+            place, host = divmod(process, HOSTS_PER_SERVICE)
+            region, service = divmod(place, len(SERVICE_NAMES))
+            found = self._known[index] = _instance(Service(service), region, host, run)
+        return found
+
+    def __iter__(self) -> Iterator[Instance]:
+        return (self[index] for index in range(PROCESSES))
+
+
 @dataclass(frozen=True, slots=True)
 class Topology:
-    """The platform. `instances` are ordered as `instance_index` computes."""
+    """The platform: its tenants, largest first, and its processes."""
 
     tenants: tuple[Tenant, ...]
-    instances: tuple[Instance, ...]
+    instances: Instances
 
 
-def instance_index(service: int, region: int, host: int) -> int:
-    """Position in `Topology.instances` of host number `host` of a service in a region."""
-    return (region * len(SERVICE_NAMES) + service) * HOSTS_PER_SERVICE + host
+def instance_index(service: int, region: int, host: int, run: int = 0) -> int:
+    """Index in `Topology.instances` of a process: host number `host` of a service in a region.
+
+    `run` counts what ran there one after the other: STARTS_PER_RELEASE for each release of the service.
+    """
+    return run * PROCESSES + (region * len(SERVICE_NAMES) + service) * HOSTS_PER_SERVICE + host
+
+
+def instance_indices(service: int | Ints, region: Ints, host: Ints, run: Ints) -> Ints:
+    """`instance_index` of each."""
+    return run * PROCESSES + (region * len(SERVICE_NAMES) + service) * HOSTS_PER_SERVICE + host
 
 
 def build_topology(seed: int, tenants: int) -> Topology:
@@ -173,12 +207,7 @@ def build_topology(seed: int, tenants: int) -> Topology:
     names = [_tenant_name(i) for i in range(tenants)]
     return Topology(
         tenants=tuple(_tenant(rng, *pair) for pair in zip(names, shares.tolist(), strict=True)),
-        instances=tuple(
-            _instance(service, region, host)
-            for region in range(len(REGIONS))
-            for service in Service
-            for host in range(HOSTS_PER_SERVICE)
-        ),
+        instances=Instances(),
     )
 
 
@@ -229,7 +258,13 @@ def _topic(rng: np.random.Generator, name: str) -> Topic:
     )
 
 
-def _instance(service: Service, region: int, host: int) -> Instance:
+def version(service: int, release: int) -> str:
+    """`service.version` of a release of a service."""
+    major, minor = SERVICE_VERSIONS[service]
+    return f"{major}.{minor + release // _RELEASES_PER_MINOR}.{release % _RELEASES_PER_MINOR}"
+
+
+def _instance(service: Service, region: int, host: int, run: int) -> Instance:
     name = SERVICE_NAMES[service]
     zone = REGIONS[region] + "abc"[host % ZONES_PER_REGION]
     host_name = f"{name}-{zone}-{host + 1:02d}"
@@ -239,8 +274,8 @@ def _instance(service: Service, region: int, host: int) -> Instance:
         attributes=(
             ("service.name", name),
             ("service.namespace", "platform"),
-            ("service.version", SERVICE_VERSIONS[service]),
-            ("service.instance.id", f"{host_name}-1"),
+            ("service.version", version(service, run // STARTS_PER_RELEASE)),
+            ("service.instance.id", f"{host_name}-{run + 1}"),
             ("deployment.environment.name", "production"),
             ("cloud.provider", "aws"),
             ("cloud.region", REGIONS[region]),

@@ -23,8 +23,8 @@ from sample_data.semantics import (
 from sample_data.span import Attributes, Span, SpanKind
 from sample_data.topology import Joining, Service, Topology, instance_index
 
-_CONNECT_REFUSED_NS = 1_000_000
-_LOCAL_WORK_NS = 20_000
+CONNECT_REFUSED_NS = 1_000_000
+LOCAL_WORK_NS = 20_000
 
 
 class _Operation(NamedTuple):
@@ -43,6 +43,10 @@ class _Operation(NamedTuple):
     outcome: int
     gateway_host: int
     server_host: int
+    gateway_run: int
+    server_run: int
+    gateway_clock_ns: int
+    server_clock_ns: int
     gateway_ns: int
     network_ns: int
     server_ns: int
@@ -59,7 +63,7 @@ class _Operation(NamedTuple):
         if self.outcome == Outcome.TIMEOUT:
             return self.call_start_ns + CLIENT_DEADLINE_NS
         if self.outcome == Outcome.UNAVAILABLE:
-            return self.call_start_ns + self.network_ns + _CONNECT_REFUSED_NS
+            return self.call_start_ns + self.network_ns + CONNECT_REFUSED_NS
         return self.call_start_ns + self.network_ns + self.server_ns
 
     @property
@@ -80,6 +84,8 @@ class _Delivery(NamedTuple):
     subscription: int
     region: int
     host: int
+    run: int
+    clock_ns: int
     lag_ns: int
     process_ns: int
     lost: bool
@@ -123,9 +129,9 @@ class SpanBuilder:
             spans.append(_server(row, ids, names, dynamic, hit))
         end_ns = row.call_end_ns
         if hit is False:
-            query = self._query(row, ids, end_ns + _LOCAL_WORK_NS)
-            end_ns = query.end_ns
-            spans.append(query)
+            start_ns = end_ns + LOCAL_WORK_NS
+            end_ns = start_ns + row.database_ns
+            spans.append(self._query(row, ids, start_ns))
         spans.append(_gateway(row, ids, names, end_ns + row.gateway_ns // 2))
         return spans
 
@@ -137,9 +143,10 @@ class SpanBuilder:
         return found
 
     def _query(self, row: _Operation, ids: _Ids, start_ns: int) -> Span:
+        told_ns = start_ns + row.gateway_clock_ns
         return Span(
             _gateway_of(row), row.tenant, ids.trace, ids.fourth, ids.gateway, False,
-            "SELECT items", SpanKind.CLIENT, start_ns, start_ns + row.database_ns,
+            "SELECT items", SpanKind.CLIENT, told_ns, told_ns + row.database_ns,
             database_attributes(self._tenants[row.tenant], row.region),
         )  # fmt: skip
 
@@ -163,9 +170,9 @@ class SpanBuilder:
 
     def _fan_out(self, row: _Operation, ids: _Ids, last_lag_ns: int, lost: int) -> Span:
         tenant = self._tenants[row.tenant]
-        start_ns = row.fan_out_start_ns
+        start_ns = row.fan_out_start_ns + row.server_clock_ns
         return Span(
-            instance_index(Service.TOPICS, row.region, row.server_host), row.tenant,
+            instance_index(Service.TOPICS, row.region, row.server_host, row.server_run), row.tenant,
             ids.trace, ids.fourth, ids.server, False,
             f"fan out {tenant.topics[row.store].name}", SpanKind.INTERNAL, start_ns, start_ns + last_lag_ns,
             (*fan_out_attributes(tenant, row.store), ("messaging.message.id", ids.client.hex())),
@@ -176,14 +183,14 @@ class SpanBuilder:
         topic = self._tenants[row.tenant].topics[row.store]
         joining = topic.subscriptions[it.subscription].joining
         parented = joining != Joining.LINK
-        start_ns = row.fan_out_start_ns + it.lag_ns
+        start_ns = row.fan_out_start_ns + it.lag_ns + it.clock_ns
         attributes: Attributes = (
             *self._consumer_attributes(row, it),
             ("messaging.message.id", ids.client.hex()),
             ("messaging.message.body.size", row.item_bytes),
         )
         return Span(
-            instance_index(Service.SUBSCRIBER, it.region, it.host), row.tenant,
+            instance_index(Service.SUBSCRIBER, it.region, it.host, it.run), row.tenant,
             ids.trace if parented else trace_id, span_id, ids.client if parented else b"", parented,
             f"process {topic.name}", SpanKind.CONSUMER, start_ns, start_ns + it.process_ns,
             (*attributes, ("error.type", "HandlerError")) if it.failed else attributes,
@@ -211,7 +218,7 @@ def _ids(operations: Operations, index: int) -> _Ids:
 
 
 def _gateway_of(row: _Operation) -> int:
-    return instance_index(Service.GATEWAY, row.region, row.gateway_host)
+    return instance_index(Service.GATEWAY, row.region, row.gateway_host, row.gateway_run)
 
 
 def _measured(row: _Operation) -> tuple[Attributes, bool | None]:
@@ -236,7 +243,7 @@ def _gateway(row: _Operation, ids: _Ids, names: Template, end_ns: int) -> Span:
     attributes: Attributes = (*names.gateway, ("http.response.status_code", status))
     return Span(
         _gateway_of(row), row.tenant, ids.trace, ids.gateway, b"", False,
-        names.gateway_name, SpanKind.SERVER, row.start_ns, end_ns,
+        names.gateway_name, SpanKind.SERVER, row.start_ns + row.gateway_clock_ns, end_ns + row.gateway_clock_ns,
         (*attributes, ("error.type", str(status))) if status >= 500 else attributes,
         error=status >= 500,
     )  # fmt: skip
@@ -254,7 +261,7 @@ def _client(row: _Operation, ids: _Ids, names: Template, dynamic: Attributes) ->
     return Span(
         _gateway_of(row), row.tenant, ids.trace, ids.client, ids.gateway, False,
         names.client_name, SpanKind.PRODUCER if row.kind == Kind.PUBLISH else SpanKind.CLIENT,
-        row.call_start_ns, row.call_end_ns, attributes,
+        row.call_start_ns + row.gateway_clock_ns, row.call_end_ns + row.gateway_clock_ns, attributes,
         error=bool(failure.client_error), status_message=failure.message,
     )  # fmt: skip
 
@@ -263,10 +270,11 @@ def _server(row: _Operation, ids: _Ids, names: Template, dynamic: Attributes, hi
     failure = FAILURES[row.outcome]
     service = Service.TOPICS if row.kind == Kind.PUBLISH else Service.CACHE
     attributes = (*names.server, *dynamic, ("rpc.response.status_code", failure.rpc_status))
+    start_ns = row.served_ns + row.server_clock_ns
     return Span(
-        instance_index(service, row.region, row.server_host), row.tenant,
+        instance_index(service, row.region, row.server_host, row.server_run), row.tenant,
         ids.trace, ids.server, ids.client, True,
-        names.server_name, SpanKind.SERVER, row.served_ns, row.served_ns + row.server_ns,
+        names.server_name, SpanKind.SERVER, start_ns, start_ns + row.server_ns,
         (*attributes, ("error.type", failure.server_error)) if failure.server_error else attributes,
         error=bool(failure.server_error),
         status_message=failure.message if failure.server_error else "",

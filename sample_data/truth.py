@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from sample_data.incidents.truth import Truth as IncidentTruth
 from sample_data.span import Span, SpanKind
 from sample_data.topology import REGIONS, Topology
 
@@ -31,13 +32,15 @@ class Counts:
 class Truth:
     """Counts by tenant and region of the emitting process.
 
-    `unacknowledged_spans` were emitted, but the receiver refused them or never confirmed them.
+    `unacknowledged_spans` were emitted, but the receiver refused them or never confirmed them. `incidents` are those
+    of the run, whether it got that far or not.
     """
 
     by_tenant_region: dict[tuple[str, str], Counts] = field(default_factory=dict)
     unacknowledged_spans: int = 0
     first_start_ns: int = 0
     last_start_ns: int = 0
+    incidents: list[IncidentTruth] = field(default_factory=list)
     _counts: dict[tuple[int, int], Counts] = field(default_factory=dict, repr=False)
 
     def add(self, topology: Topology, spans: Sequence[Span]) -> None:

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from analytics.rollup.fold import OVERFLOW, bounded, fold, levels, nothing_kept, remember
+from analytics.rollup.fold import OVERFLOW, bounded, fold, levels, nothing_kept, remember, settled
 from analytics.rollup.partials import merged, partials
 from analytics.rollup.sets import BASE, DimensionSet
 from collector.config import AnalyzeConfig
@@ -123,9 +123,9 @@ def test_most_spans_come_first_then_the_name_and_what_is_kept_stays_for_the_hour
     counts = dict(first.select("operation", "count").iter_rows())
     assert counts == {"often": 9, "a": 2, "b": 2, OVERFLOW: 3}
     assert first.filter(operation=OVERFLOW)["folded_series"].to_list() == [2]
-    kept = remember(kept, first, BASE, 1)
     kept.hours.add(first["window_start"][0])
-    kept = remember(kept, first, BASE, 2)
+    kept = settled(remember(kept, first, BASE), 1)
+    assert kept.values.height == 4
     later = fold(spans_of({"a": 1, "rare": 50, "new": 60}, minute=59), BASE, CONFIG, kept.values)
     assert dict(later.select("operation", "count").iter_rows()) == {"a": 1, OVERFLOW: 110}
     next_hour = fold(spans_of({"rare": 50, "new": 60}, minute=60), BASE, CONFIG, kept.values)

@@ -99,14 +99,65 @@ def check_files(location: Location) -> int:
     return len(files)
 
 
+HEAD = (
+    *("kill", "after", "caught", "acknowledged", "in the lake", "in the spool", "lost", "doubled"),
+    *("integrity", "live files", "orphans"),
+)
+
+
 def report(rows: list[tuple[object, ...]]) -> None:
-    head = ("kill", "after s", "acknowledged", "sent again", "live files", "orphans")
-    for row in [head, *rows]:
-        print("".join(f"{cell!s:>14}" for cell in row))
+    for row in [HEAD, ("---",) * len(HEAD), *rows]:
+        print(f"| {' | '.join(map(str, row))} |")
+
+
+def caught(location: Location, in_lake: Counter[str], in_spool: set[str], known: set[Path]) -> str:
+    """What the kill interrupted, as far as the disk shows it. `known` are the files of former looks; it is filled."""
+    files = set((location.files / "main/spans").iterdir())
+    new = unlisted(location) & {path.name for path in files - known}
+    known |= files
+    if new:
+        half = any(name.endswith(".part") for name in new)
+        return "a segment, half written" if half else "a segment, before its commit"
+    if in_spool & set(in_lake):
+        return "a seal, before the spool was trimmed"
+    return "requests not sealed yet" if in_spool else "all sealed"
+
+
+def look(
+    location: Location, number: int, pause_seconds: float, clients: list[Client], known: set[Path]
+) -> tuple[object, ...]:
+    """One row of the table: what is on disk after a kill, which must be all that was acknowledged, once."""
+    acknowledged = {f"{client.number}-{i}" for client in clients for i in range(client.acknowledged)}
+    files = check_files(location)
+    in_lake, in_spool = stored(location), spooled(location)
+    lost = len(acknowledged - set(in_lake) - in_spool)
+    doubled = sum(spans > SPANS_OF_A_REQUEST for spans in in_lake.values())
+    assert (lost, doubled) == (0, 0)
+    return (
+        number,
+        f"{pause_seconds:.3f} s",
+        caught(location, in_lake, in_spool, known),
+        len(acknowledged),
+        len(in_lake),
+        len(in_spool),
+        lost,
+        doubled,
+        "ok",
+        files,
+        orphans(location),
+    )
+
+
+def spooled(location: Location) -> set[str]:
+    """The names of the requests in the spool."""
+    with closing(sqlite3.connect(location.spool / "spool.sqlite")) as spool:
+        payloads = [payload for (payload,) in spool.execute("SELECT payload FROM requests")]
+    messages = map(ExportTraceServiceRequest.FromString, payloads)
+    return {message.resource_spans[0].scope_spans[0].spans[0].name for message in messages}
 
 
 def test_kill_at_random_moments_keeps_every_acknowledged_span_once(tmp_path: Path) -> None:
-    print(f"\nseed {SEED}, {KILLS} kills, {CLIENTS} clients, {SPANS_OF_A_REQUEST} spans a request")
+    print(f"\nSEED={SEED} KILLS={KILLS}: {CLIENTS} clients, {SPANS_OF_A_REQUEST} spans a request; all in requests\n")
     rng = random.Random(SEED)
     location = locate(StorageConfig(data=str(tmp_path / "data")))
     config = tmp_path / "spanlake.toml"
@@ -117,6 +168,7 @@ def test_kill_at_random_moments_keeps_every_acknowledged_span_once(tmp_path: Pat
     for thread in threads:
         thread.start()
     rows: list[tuple[object, ...]] = []
+    known: set[Path] = set()
     try:
         for number in range(1, KILLS + 1):
             before = sum(c.acknowledged for c in clients)
@@ -125,8 +177,7 @@ def test_kill_at_random_moments_keeps_every_acknowledged_span_once(tmp_path: Pat
             pause = rng.uniform(0, 0.6)
             time.sleep(pause)  # the random moment
             kill(process)
-            acknowledged, again = sum(c.acknowledged for c in clients), sum(c.again for c in clients)
-            rows.append((number, f"{pause:.3f}", acknowledged, again, check_files(location), orphans(location)))
+            rows.append(look(location, number, pause, clients, known))
             process, _ = start(location.root, config, address)
         for client in clients:
             client.stop.set()
@@ -140,6 +191,7 @@ def test_kill_at_random_moments_keeps_every_acknowledged_span_once(tmp_path: Pat
         kill(process)
         report(rows)
     expected = {f"{c.number}-{i}": SPANS_OF_A_REQUEST for c in clients for i in range(c.acknowledged)}
+    print(f"\nIn the end {len(expected)} requests were acknowledged, {sum(c.again for c in clients)} were sent again.")
     assert stored(location) == expected
     remove_orphans(location)
     assert stored(location) == expected
@@ -151,13 +203,18 @@ def stored(location: Location) -> Counter[str]:
 
 
 def orphans(location: Location) -> int:
-    """Files in the folder of the spans that the catalog does not know."""
+    """How many files in the folder of the spans the catalog does not know."""
+    return len(unlisted(location))
+
+
+def unlisted(location: Location) -> set[str]:
+    """Names of the files in the folder of the spans that the catalog does not know."""
     with closing(sqlite3.connect(location.catalog)) as catalog:
         known = {Path(path).name for (path,) in catalog.execute("SELECT path FROM ducklake_data_file")}
         known |= {
             Path(path).name for (path,) in catalog.execute("SELECT path FROM ducklake_files_scheduled_for_deletion")
         }
-    return len({path.name for path in (location.files / "main/spans").iterdir()} - known)
+    return {path.name for path in (location.files / "main/spans").iterdir()} - known
 
 
 def remove_orphans(location: Location) -> None:
@@ -165,7 +222,7 @@ def remove_orphans(location: Location) -> None:
     before = orphans(location)
     with Lake(location, read_only=False) as lake:
         removed = maintain.clean(lake, time.time() + DAY_SECONDS)
-    print(f"orphans removed a day later: {removed}")
+    print(f"\nOrphans before the end: {before}; removed a day later: {removed}; left: {orphans(location)}.")
     assert removed >= before
     assert orphans(location) == 0
     check_files(location)

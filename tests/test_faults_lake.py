@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import fcntl
 import os
+import shutil
 import sqlite3
 import subprocess
 import sys
@@ -22,6 +23,7 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 from collector import ingest as ingesting
 from collector.collect import open_ingest
 from collector.config import CollectorConfig, Config, StorageConfig
+from collector.errors import RetryableError
 from collector.ingest import Ingest
 from collector.lake import maintain
 from collector.lake.lake import Lake, Transaction
@@ -117,6 +119,27 @@ def files_of_spans(location: Location) -> list[Path]:
     with Lake(location, read_only=True) as lake, lake.read() as reader:
         rows = reader.rows("SELECT data_file FROM ducklake_list_files('lake', 'spans') ORDER BY data_file")
         return [Path(path) for (path,) in rows]
+
+
+@pytest.mark.parametrize("fault", ["deleted", "moved", "moved and back"])
+def test_nothing_is_acknowledged_from_a_folder_that_is_gone(location: Location, tmp_path: Path, fault: str) -> None:
+    async def work(ingest: Ingest, sealer: Sealer) -> None:
+        await ingest.accept(request("before"))
+        await sealed(sealer)
+        if fault == "deleted":
+            shutil.rmtree(location.root)
+        else:
+            location.root.rename(tmp_path / "elsewhere")
+        with pytest.raises(RetryableError, match="deleted or moved"):
+            await ingest.accept(request("after"))
+        if fault == "moved and back":
+            (tmp_path / "elsewhere").rename(location.root)
+            await ingest.accept(request("after"))
+            await sealed(sealer)
+
+    ingest(location, work)
+    if fault == "moved and back":
+        assert stored(location) == ["after", "before"]
 
 
 @pytest.mark.parametrize("fault", ["deleted", "cut"])

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gzip
 import json
 import shutil
+import sqlite3
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,6 +22,7 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 
 from collector import importing
 from collector.errors import OperatorError, OverloadedError, PermanentError
+from collector.import_marks import MARKS_PER_COMMIT, ImportMarks
 from collector.importing import EndpointSink, FileReport, import_files
 from collector.otlp_files import Record, read_requests
 from collector.pipeline import Accepted, TraceRequest
@@ -229,7 +233,61 @@ def test_the_command_imports_into_a_folder_once(tmp_path: Path) -> None:
     again = run("import", bad, good, "--data", tmp_path / "data")
     assert again.returncode == 1
     assert f"{bad} at byte 0: " in again.stderr
+    assert "imported before" in again.stdout
     assert stored(tmp_path / "data") == 200
+
+
+def forgetful(folder: Path) -> Path:
+    """A configuration under which the spool recognises nothing that comes again."""
+    config = folder / "config.toml"
+    config.write_text("[collector]\ndedup_window_seconds = 0\n")
+    return config
+
+
+def test_a_second_import_is_skipped_after_any_time(tmp_path: Path) -> None:
+    file = written(tmp_path, b"".join(map(framed, PAYLOADS)))
+    target = ("--data", tmp_path / "data", "--config", forgetful(tmp_path))
+    assert run("import", file, *target).returncode == 0
+    second = run("import", file, *target)
+    assert second.stdout.endswith(f"0 requests imported, 0 failed, {len(PAYLOADS)} imported before\n")
+    assert stored(tmp_path / "data") == 200
+    run("import", file, "--again", *target)
+    assert stored(tmp_path / "data") == 400
+
+
+def test_a_killed_import_goes_on_where_it_was(tmp_path: Path) -> None:
+    payloads = list(requests(1, 30_000, 50))
+    file = written(tmp_path, b"".join(map(framed, payloads)))
+    data = tmp_path / "data"
+    with subprocess.Popen([SPANLAKE, "import", file, "--data", data], stdout=subprocess.DEVNULL) as process:
+        while marked(data) < 2 * MARKS_PER_COMMIT:
+            assert process.poll() is None, "it was faster than the look at its marks"
+            time.sleep(0.002)
+        process.kill()
+    before = marked(data)
+    assert before < len(payloads)
+    done = run("import", file, "--data", data)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert f"{before} imported before" in done.stdout
+    assert stored(data) == 30_000
+
+
+def marked(data: Path) -> int:
+    """How many requests are marked as imported."""
+    path = data / "imports.sqlite"
+    if not path.exists():
+        return 0
+    with contextlib.closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as marks:
+        try:
+            return int(marks.execute("SELECT count(*) FROM requests").fetchone()[0])
+        except sqlite3.OperationalError:
+            return 0  # not made yet
+
+
+def test_marks_that_cannot_be_read_are_told(tmp_path: Path) -> None:
+    (tmp_path / "imports.sqlite").write_text("not a database" * 100)
+    with pytest.raises(OperatorError, match=r"imports\.sqlite'.*cannot be used"):
+        ImportMarks(tmp_path / "imports.sqlite")
 
 
 def test_the_command_imports_through_a_collector(collector: tuple[Path, str], tmp_path: Path) -> None:

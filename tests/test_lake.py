@@ -15,6 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from benchmarks.rollup import spans
 from collector.config import StorageConfig
 from collector.errors import OperatorError
 from collector.lake import engine, maintain
@@ -272,6 +273,9 @@ def test_cleaning_removes_orphans_and_merged_files_after_their_grace_only(number
 def test_snapshots_that_a_job_still_needs_are_kept(numbered: Lake) -> None:
     for i in range(6):
         numbers(numbered, [i])
+        path = write_segment(spans(3, seed=i, start_ns=i), numbered.location.files / "main" / "spans")
+        with numbered.write() as transaction:
+            transaction.add_files("spans", [path])
     with numbered.read() as reader:
         newest = reader.snapshot_id()
     with numbered.write() as transaction:
@@ -281,6 +285,13 @@ def test_snapshots_that_a_job_still_needs_are_kept(numbered: Lake) -> None:
         kept = [i for (i,) in reader.rows(f"SELECT snapshot_id FROM {engine.CATALOG}.snapshots() ORDER BY 1")]
         assert min(kept) == newest - 2
         assert len(reader.rows("FROM ducklake_table_insertions('lake', 'main', 'numbers', ?, ?)", [newest - 1, newest]))
+        newest = reader.snapshot_id()
+    with numbered.write() as transaction:
+        transaction.advance("slow", min(kept), newest)
+    maintain.clean(numbered, now=time.time() + maintain.SNAPSHOTS_KEPT_SECONDS + 60)
+    with numbered.read() as reader:
+        kept = reader.row(f"SELECT count(*) FROM {engine.CATALOG}.snapshots()")
+    assert kept == (1,), "where nothing waits, nothing is kept"
 
 
 def test_cleaning_keeps_the_last_mark_of_each_job(numbered: Lake, monkeypatch: pytest.MonkeyPatch) -> None:

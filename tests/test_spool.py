@@ -62,6 +62,30 @@ def test_trimmed_requests_are_gone_and_their_numbers_never_come_again(tmp_path: 
     assert again.append([entry(b"c")], 0) == 3
 
 
+def test_many_requests_are_trimmed_up_to_a_position_and_no_further(tmp_path: Path) -> None:
+    spool = Spool(tmp_path, 3600)
+    spool.append([entry(b"%03d" % i) for i in range(60)], 0)
+    spool.trim(50)
+    assert [seq for seq, _ in pending(spool)] == list(range(51, 61))
+    assert spool.payload_bytes == 30
+
+
+def test_while_one_writes_another_recalls(tmp_path: Path) -> None:
+    spool, writer = Spool(tmp_path, 3600), sqlite3.connect(tmp_path / "spool.sqlite", isolation_level=None)
+    spool.append([entry(b"a")], 0)
+    writer.execute("BEGIN IMMEDIATE")
+    assert set(spool.recall([entry(b"a").digest])) == {entry(b"a").digest}
+    writer.close()
+
+
+def test_without_a_window_nothing_is_recalled_and_no_digest_kept(tmp_path: Path) -> None:
+    spool = Spool(tmp_path, 0)
+    assert spool.append([entry(b"a")], 0) == 1
+    assert spool.append([entry(b"a")], 0) == 2
+    assert spool.recall([entry(b"a").digest]) == {}
+    assert pending(spool) == [(1, b"a"), (2, b"a")]
+
+
 def test_a_digest_is_recalled_with_its_answer_after_trim_and_reopening(tmp_path: Path) -> None:
     spool = Spool(tmp_path, 3600)
     first = entry(b"a", answer=Accepted(2, "2 spans rejected"))

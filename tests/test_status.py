@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -20,14 +21,14 @@ from collector.lake.location import Location
 from collector.lake.lock import exclusive
 from collector.receive.address import reached
 from collector.telemetry.asked import ask_health
-from sample_data.emit_files import requests
+from sample_data.emit_files import framed, requests
 
-SPANLAKE = Path(sys.executable).with_name("spanlake")
+SPANLAKE = str(Path(sys.executable).with_name("spanlake"))
 HEADERS = {"Content-Type": "application/x-protobuf"}
 
 
 def status(folder: Path) -> dict[str, Any]:
-    command = [SPANLAKE, "status", "--data", folder, "--format", "json"]
+    command = [SPANLAKE, "status", "--data", str(folder), "--format", "json"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
     found: dict[str, Any] = json.loads(done.stdout)
     return found
@@ -50,8 +51,19 @@ def test_a_lake_at_rest(lake_folder: Path) -> None:
     assert {"spanlake", "schema", "duckdb", "ducklake", "python"} <= set(found["versions"])
 
 
+def test_a_copied_folder_opens_elsewhere_and_takes_more(lake_folder: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "elsewhere's folder"
+    shutil.copytree(lake_folder, copy)
+    before, found = status(lake_folder), status(copy)
+    assert found | {"data": ""} == before | {"data": ""}
+    file = tmp_path / "more.pb"
+    file.write_bytes(b"".join(map(framed, requests(7, 200))))
+    subprocess.run([SPANLAKE, "import", file, "--data", copy], check=True, capture_output=True, timeout=60)
+    assert (status(copy)["spans"], status(lake_folder)["spans"]) == (20_200, 20_000)
+
+
 def test_the_text_form_says_the_same(lake_folder: Path) -> None:
-    done = subprocess.run([SPANLAKE, "status", "--data", lake_folder], capture_output=True, text=True, check=True)
+    done = subprocess.run([SPANLAKE, "status", "--data", str(lake_folder)], capture_output=True, text=True, check=True)
     assert "spans      20,000, the latest started 20" in done.stdout
     assert "collector  not running" in done.stdout
     assert "rollup                 0 spans, 0.0 s behind" in done.stdout
@@ -59,7 +71,7 @@ def test_the_text_form_says_the_same(lake_folder: Path) -> None:
 
 
 def test_a_new_lake_without_jobs_under_a_running_collector(tmp_path: Path) -> None:
-    command = [SPANLAKE, "collect", "--data", tmp_path, "--grpc", "127.0.0.1:0", "--http", "127.0.0.1:0"]
+    command = [SPANLAKE, "collect", "--data", str(tmp_path), "--grpc", "127.0.0.1:0", "--http", "127.0.0.1:0"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         ready = json.loads(process.stdout.readline())
@@ -76,7 +88,7 @@ def test_a_new_lake_without_jobs_under_a_running_collector(tmp_path: Path) -> No
 def full(tmp_path: Path) -> Iterator[Path]:
     """The folder of a collector whose spool is full: more than it may hold waits for a lake that nobody can write."""
     settings = {"SPANLAKE_COLLECTOR_SPOOL_BYTES_MAX": str(2**20), "SPANLAKE_TELEMETRY_HEALTH": "127.0.0.1:0"}
-    command = [SPANLAKE, "collect", "--data", tmp_path, "--grpc", "127.0.0.1:0", "--http", "127.0.0.1:0"]
+    command = [SPANLAKE, "collect", "--data", str(tmp_path), "--grpc", "127.0.0.1:0", "--http", "127.0.0.1:0"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=os.environ | settings) as process:
         assert process.stdout is not None
         ready = json.loads(process.stdout.readline())
@@ -93,7 +105,7 @@ def test_a_collector_that_refuses_says_why(full: Path) -> None:
     health = status(full)["collector"]["health"]
     assert health["status"] == "unavailable"
     assert ("spool", "unavailable") in [(problem["part"], problem["state"]) for problem in health["problems"]]
-    done = subprocess.run([SPANLAKE, "status", "--data", full], capture_output=True, text=True, check=True)
+    done = subprocess.run([SPANLAKE, "status", "--data", str(full)], capture_output=True, text=True, check=True)
     assert "health     not ready (spool: holds " in done.stdout
     assert "collector.spool_bytes_max = 1048576 is reached" in done.stdout
 

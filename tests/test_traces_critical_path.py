@@ -137,7 +137,7 @@ def reference(spans: list[dict[str, Any]]) -> dict[str, int]:
             start, end = max(low, start), min(high, start + child["duration_ns"])
             if end > start:
                 clipped.append((end, -start, child))
-        clipped.sort(key=lambda item: item[:2], reverse=True)
+        clipped.sort(key=lambda item: (*item[:2], item[2]["start_time"], item[2]["span_id"]), reverse=True)
         now = high
         for end, negative_start, child in clipped:
             if end <= now:

@@ -148,8 +148,9 @@ def test_a_summary_of_a_trace() -> None:
     late = span("x", "internal", "cache", 25, 45, parent_span_id="lost", region=None)
     (row,) = summaries.rows(forest(*CALL, late)).to_dicts()
     assert row == {
-        "trace_id": "t", "start_time": NOON, "duration_ns": 100 * MS, "spans": 4, "errors": 1, "services": 2,
-        "missing_parents": 1, "is_complete": True, "root_service_name": "gateway", "root_operation": "work",
+        "window_start": NOON, "trace_id": "t", "start_time": NOON, "duration_ns": 100 * MS,
+        "spans": 4, "errors": 1, "services": 2, "missing_parents": 1, "is_complete": True,
+        "root_service_name": "gateway", "root_operation": "work",
         "root_kind": "server", "root_status": "unset", "tenant": "acme", "region": "eu", "regions": "eu,unknown",
         "top_service_name": "gateway", "top_operation": "work", "top_exclusive_ns": 70 * MS, "path_ns": 100 * MS,
         "traces": 1,

@@ -1,8 +1,8 @@
 """Bounds on what rollups keep apart: beyond them the rest is folded into `(overflow)`, and counted.
 
 Bounds hold for each hour of a rollup, and so for its minutes. The values that come first in an hour are kept, those
-of one run by their number of spans and then by name; what is kept once stays kept for the hour, and what is folded
-stays folded, so that the sums of each value that stands there are exact (while the bounds are not changed).
+that come together by their number of spans and then by name; what is kept once stays kept for the hour, and what is
+folded stays folded, so that the sums of each value that stands there are exact (while the bounds are not changed).
 Tempo's metrics generator limits series in this way; here no sum is lost.
 """
 
@@ -84,7 +84,7 @@ def recall(reader: Reader, dimension_set: DimensionSet, rows: pl.DataFrame, kept
         f"SELECT DISTINCT {names} FROM {dimension_set.hours} "
         "WHERE window_start IN (SELECT unnest(?::TIMESTAMP[])) AND window_start BETWEEN ? AND ?",
         [list(needed), min(needed), max(needed)],
-    ).cast(dict(kept.values.schema))
+    ).cast(kept.values.schema)
     return Kept(kept.position, pl.concat([kept.values, values]), kept.hours | needed)
 
 
@@ -107,12 +107,16 @@ def fold(
     )
 
 
-def remember(kept: Kept, rows: pl.DataFrame, dimension_set: DimensionSet, position: int) -> Kept:
-    """What is kept once `rows` (folded) are stored and the mark stands at `position`; old hours are forgotten."""
-    hours = sorted(kept.hours)[-_HOURS_REMEMBERED:]
+def remember(kept: Kept, rows: pl.DataFrame, dimension_set: DimensionSet) -> Kept:
+    """What is kept together with `rows` (folded), before they are stored."""
     new = rows.select(pl.col("window_start").dt.truncate("1h").alias(HOUR), *bounded(dimension_set))
-    values = pl.concat([kept.values, new.unique()]).unique().filter(pl.col(HOUR).is_in(hours))
-    return Kept(position, values, set(hours))
+    return Kept(kept.position, pl.concat([kept.values, new.unique()]).unique(), kept.hours)
+
+
+def settled(kept: Kept, position: int) -> Kept:
+    """What is kept once its rows are stored and the mark stands at `position`; old hours are forgotten."""
+    hours = sorted(kept.hours)[-_HOURS_REMEMBERED:]
+    return Kept(position, kept.values.filter(pl.col(HOUR).is_in(hours)), set(hours))
 
 
 def _fold_level(rows: pl.DataFrame, level: Level, kept: pl.DataFrame) -> pl.DataFrame:

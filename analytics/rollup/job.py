@@ -17,7 +17,7 @@ import polars as pl
 import pyarrow as pa
 
 from analytics.rollup import insertions
-from analytics.rollup.fold import Kept, fold, nothing_kept, recall, remember
+from analytics.rollup.fold import Kept, fold, nothing_kept, recall, remember, settled
 from analytics.rollup.insertions import Bite
 from analytics.rollup.partials import merged, partials
 from analytics.rollup.sets import BASE, JOB, DimensionSet
@@ -32,6 +32,7 @@ log = logging.getLogger(__name__)
 MINUTES = BASE.minutes
 HOURS = BASE.hours
 BEFORE_ALL = -1
+_FIRST_SPANS_MAX = 2**18
 _FRAME_SPANS_MAX = 2**22
 
 
@@ -121,14 +122,30 @@ def _write_partials(
         spans = insertions.read(reader, bite, list(needed))
         for dimension_set in sets:
             dimensions = dimension_set.dimensions
-            found = pl.concat(partials(part, dimensions) for part in spans.iter_slices(_FRAME_SPANS_MAX))
-            known = recall(reader, dimension_set, found, memory.of(dimension_set, _position(bite.after)))
-            minutes = fold(found, dimension_set, config, known.values)
-            kept[dimension_set.name] = remember(known, minutes, dimension_set, bite.upto)
+            known = memory.of(dimension_set, _position(bite.after))
+            minutes, known = _folded_partials(reader, spans, dimension_set, config, known)
+            kept[dimension_set.name] = settled(known, bite.upto)
             hours = merged(minutes, "1h", dimensions)
             segments[dimension_set.minutes] = write_rows(lake, dimension_set.minutes, minutes, dimensions)
             segments[dimension_set.hours] = write_rows(lake, dimension_set.hours, hours, dimensions)
     return kept
+
+
+def _folded_partials(
+    reader: Reader, spans: pl.DataFrame, dimension_set: DimensionSet, config: AnalyzeConfig, kept: Kept
+) -> tuple[pl.DataFrame, Kept]:
+    """Rows by minute within the bounds, and what is kept with them.
+
+    Spans that make about as many rows as they are go in small frames, so that they are folded before they fill memory.
+    """
+    found, offset, size = [dimension_set.schema.to_frame()], 0, _FIRST_SPANS_MAX
+    while offset < spans.height:
+        rows = partials(spans.slice(offset, size), dimension_set.dimensions)
+        kept = recall(reader, dimension_set, rows, kept)
+        found.append(fold(rows, dimension_set, config, kept.values))
+        kept = remember(kept, found[-1], dimension_set)
+        offset, size = offset + size, _FIRST_SPANS_MAX if rows.height * 4 > size else _FRAME_SPANS_MAX
+    return pl.concat(found), kept
 
 
 def write_rows(

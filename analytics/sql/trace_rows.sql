@@ -1,4 +1,5 @@
 CREATE TABLE trace_rows (
+    window_start TIMESTAMP NOT NULL,
     trace_id VARCHAR NOT NULL,
     start_time TIMESTAMP_NS NOT NULL,
     duration_ns BIGINT NOT NULL,

@@ -93,7 +93,10 @@ def what_if(path_rows: pl.DataFrame, by: tuple[str, ...], faster: float) -> pl.D
 
 
 def _last_finishing(parent: Ints, start: Ints, end: Ints) -> Bools:
-    """Which spans are on the path through their parent: its last-finishing child, and those that chain back from it."""
+    """Which spans are on the path through their parent: its last-finishing child, and those that chain back from it.
+
+    Of children that finish alike the longest counts, and of those that are cut to the same time the last to start.
+    """
     child = np.flatnonzero((parent != NONE) & (end > start))
     times, ranks = np.unique(np.concatenate([start[child], end[child]]), return_inverse=True)
     from_rank, to_rank = ranks[: len(child)], ranks[len(child) :]

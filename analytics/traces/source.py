@@ -79,32 +79,20 @@ class Window:
         self.position = position
         if position is None:
             return
-        for after, upto, seconds in self._past(reader, position):
-            self._chunks.append(Chunk.of(read(reader, after, upto, ()), upto, seconds))
-
-    def _past(self, reader: Reader, position: int) -> list[tuple[int, int, float]]:
-        """The snapshots to load, oldest first, in stretches of about _CHUNK_SPANS: (after, upto, seconds)."""
         times: dict[int, float] = dict(
             reader.rows(f"SELECT snapshot_id, epoch(snapshot_time) FROM {engine.CATALOG}.snapshots()")
         )
         newest = times.get(position, 0.0)
-        since = min((i for i, seconds in times.items() if seconds >= newest - self._late_seconds), default=position)
+        # Where the snapshot has expired, only the number of spans says how far to go back.
+        since = min((i for i, s in times.items() if s >= newest - self._late_seconds), default=0) if newest else 0
         counts = reader.rows(
             "SELECT snapshot_id, count(*) FROM spans WHERE snapshot_id >= ? AND snapshot_id <= ? "
             "GROUP BY snapshot_id ORDER BY snapshot_id DESC",
             [since, position],
         )
-        stretches: list[tuple[int, int, float]] = []
-        total = size = 0
-        upto = position
-        for snapshot_id, spans in counts:
-            total, size = total + spans, size + spans
-            if size >= _CHUNK_SPANS or (snapshot_id, spans) == counts[-1] or total > self._late_spans_max:
-                stretches.append((snapshot_id - 1, upto, times.get(upto, newest)))
-                upto, size = snapshot_id - 1, 0
-            if total > self._late_spans_max:
-                break
-        return stretches[::-1]
+        for after, upto in _stretches(counts, position, self._late_spans_max):
+            chunk = Chunk.of(read(reader, after, upto, ()), upto, times.get(upto, newest))
+            self._chunks.append(chunk)
 
     def add(self, chunk: Chunk) -> None:
         """Take in the spans of a run that is committed; let go of what is too old or too much."""
@@ -133,3 +121,21 @@ class Window:
         found = pl.concat([new.spans.clear(), *(c.spans.join(traces, on="trace", how="semi") for c in self._chunks)])
         huge = found.group_by("trace").len().filter(pl.col("len") > TRACE_SPANS_MAX)
         return found.join(huge, on="trace", how="anti")
+
+
+def _stretches(counts: Sequence[tuple[int, int]], newest: int, spans_max: int) -> list[tuple[int, int]]:
+    """Stretches of snapshots (after, upto) of about _CHUNK_SPANS each, oldest first, that hold `spans_max` or all.
+
+    `counts` are snapshots with their number of spans, the newest first.
+    """
+    stretches: list[tuple[int, int]] = []
+    total = size = 0
+    upto = newest
+    for snapshot_id, spans in counts:
+        total, size = total + spans, size + spans
+        if size >= _CHUNK_SPANS or snapshot_id == counts[-1][0] or total > spans_max:
+            stretches.append((snapshot_id - 1, upto))
+            upto, size = snapshot_id - 1, 0
+        if total > spans_max:
+            break
+    return stretches[::-1]

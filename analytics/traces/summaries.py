@@ -13,6 +13,7 @@ from analytics.traces.forest import UNKNOWN_REGION, Forest
 
 SUMMARIES = Shape(
     keys={
+        "window_start": pl.Datetime("us"),
         "trace_id": pl.String(),
         "start_time": pl.Datetime("ns"),
         **dict.fromkeys(("duration_ns", "spans", "errors", "services", "missing_parents"), pl.Int64()),
@@ -61,8 +62,10 @@ def events(forest: Forest, measured: pl.DataFrame) -> pl.DataFrame:
         **{f"root_{name}": pl.col(name).cast(pl.String) for name in ("service_name", "operation", "kind", "status")},
         **{name: pl.col(name).cast(pl.String) for name in ("tenant", "region")},
     )
+    minute = pl.col("start_time").dt.truncate("1m").cast(pl.Datetime("us"))
     joined = sums.join(root, on="root_row").join(_top(spans), left_on="root_row", right_on="path_root")
-    return joined.select(*SUMMARIES.keys, traces=pl.lit(1, pl.Int64)).cast(SUMMARIES.schema)
+    placed = joined.with_columns(window_start=minute, traces=pl.lit(1, pl.Int64))
+    return placed.select(SUMMARIES.schema.names()).cast(SUMMARIES.schema)
 
 
 _HAS_PARENT = pl.col("parent_span_id").is_not_null()

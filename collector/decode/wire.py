@@ -243,7 +243,10 @@ def _convert(message: str, serialized: list[bytes] | pa.BinaryArray) -> pa.Recor
     convert = handler.list_to_record_batch if isinstance(serialized, list) else handler.array_to_record_batch
     try:
         return convert(serialized)
-    except ValueError as error:
+    except BaseException as error:
+        # A length that overflows 64 bits is a panic of Rust to ptars, which is no Exception and would end the thread.
+        if not isinstance(error, ValueError) and type(error).__name__ != "PanicException":
+            raise
         raise InvalidRequestError(
             f"not an ExportTraceServiceRequest: {error}; send the protobuf message, or JSON with content type "
             "application/json"

@@ -37,13 +37,17 @@ def extension_path(name: str) -> Path:
     return path
 
 
-def connect(memory_bytes_max: int, threads: int, *, cache_files: bool = True) -> duckdb.DuckDBPyConnection:
+def connect(
+    memory_bytes_max: int, threads: int, *, cache_files: bool = True, spill_folder: str = ""
+) -> duckdb.DuckDBPyConnection:
     """An in-memory DuckDB with the extensions loaded, time zone UTC, and nothing attached.
 
-    `cache_files` keeps data files in memory once they were read: of use to who reads them again.
+    `cache_files` keeps data files in memory once they were read: of use to who reads them again. What does not fit
+    into memory goes to `spill_folder`; without one the query fails.
     """
     connection = duckdb.connect(
         config={
+            "temp_directory": spill_folder,
             "autoinstall_known_extensions": "false",
             "autoload_known_extensions": "false",
             "memory_limit": f"{memory_bytes_max // 2**20}MiB",

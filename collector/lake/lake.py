@@ -53,6 +53,10 @@ class Reader:
         rows: list[tuple[Any, ...]] = self._connection.execute(sql, parameters).fetchall()
         return rows
 
+    def has(self, name: str) -> bool:
+        """Whether the lake has a table, view or macro of this name."""
+        return (name,) in self.rows(_OBJECTS_SQL)
+
     def snapshot_id(self) -> int:
         """The newest snapshot that this reader sees."""
         return int(self.row(f"SELECT id FROM {engine.CATALOG}.current_snapshot()")[0])
@@ -120,15 +124,17 @@ class Lake:
         memory_bytes_max: int = 512 * 2**20,
         threads: int = 2,
         read_seconds_max: float | None = None,
+        spill_folder: str = "",
     ) -> None:
         """Attach. `read_seconds_max` bounds the queries of each `read` together; None: no bound.
 
+        A query that needs more than `memory_bytes_max` fails, or writes to `spill_folder` where one is given.
         Raises OperatorError where there is no lake, or one of a newer schema.
         """
         self.location = location
         self.read_only = read_only
         self._read_seconds_max = read_seconds_max
-        self._root = engine.connect(memory_bytes_max, threads, cache_files=read_only)
+        self._root = engine.connect(memory_bytes_max, threads, cache_files=read_only, spill_folder=spill_folder)
         if read_only:
             location.require()
             engine.attach(self._root, location, read_only=True)

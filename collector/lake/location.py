@@ -17,7 +17,7 @@ PROBE_BYTES = 2**20
 
 @dataclass(frozen=True)
 class Location:
-    """An embedded lake: one folder with the SQLite catalog, the data files, the spool and the locks."""
+    """An embedded lake: one folder with the SQLite catalog, data files, spool, locks and marks of imports."""
 
     root: Path
 
@@ -32,6 +32,10 @@ class Location:
     @property
     def spool(self) -> Path:
         return self.root / "spool"
+
+    @property
+    def import_marks(self) -> Path:
+        return self.root / "imports.sqlite"
 
     @property
     def collector_lock(self) -> Path:

@@ -3,6 +3,7 @@
 A merge holds the commit lock while it rewrites, so each makes one file of at most `MERGED_BYTES_MAX`.
 Files rise through size tiers, each TIER_FILES times the one below and merged once it has that many
 files, so a span is rewritten at most once a tier; segments of a busy collector start in the highest.
+A merged file is sorted by SPANS_ORDER: few row groups hold a tenant, and its texts lie next to their like.
 """
 
 from __future__ import annotations
@@ -10,9 +11,11 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Sequence
+from pathlib import Path
 
 from collector.lake import engine
-from collector.lake.lake import Lake
+from collector.lake.lake import Lake, Reader
+from collector.lake.retention import SPANS, read_upto
 from collector.lake.segments import TEMPORARY_SUFFIX
 
 log = logging.getLogger(__name__)
@@ -20,6 +23,7 @@ log = logging.getLogger(__name__)
 MERGED_BYTES_MAX = 12 * 10**6
 TIER_BYTES: tuple[tuple[int, int], ...] = ((0, 2**17), (2**17, 2**20), (2**20, 2**23))
 TIER_FILES = 8
+SPANS_ORDER = ("tenant", "start_time")
 FILES_GRACE_SECONDS = 600.0
 # DuckLake 1.0 compares this age with a SQLite catalog as text, which ranks all times of one date alike: with two
 # days it never forgets a file that is younger than one.
@@ -34,6 +38,19 @@ SELECT f.file_size_bytes
 FROM {_METADATA}.ducklake_data_file f JOIN {_METADATA}.ducklake_table t USING (table_id)
 WHERE f.end_snapshot IS NULL AND t.end_snapshot IS NULL AND t.table_name = ?
 ORDER BY f.data_file_id
+"""
+_ORDER_SQL = f"""
+SELECT e.expression
+FROM {_METADATA}.ducklake_sort_expression e JOIN {_METADATA}.ducklake_sort_info i USING (sort_id, table_id)
+JOIN {_METADATA}.ducklake_table t USING (table_id)
+WHERE i.end_snapshot IS NULL AND t.end_snapshot IS NULL AND t.table_name = ?
+ORDER BY e.sort_key_index
+"""
+_UNREAD_SQL = f"""
+SELECT count(*)
+FROM {_METADATA}.ducklake_data_file f JOIN {_METADATA}.ducklake_table t USING (table_id)
+WHERE f.end_snapshot IS NULL AND t.end_snapshot IS NULL AND t.table_name = '{SPANS}'
+    AND COALESCE(f.partial_max, f.begin_snapshot) > ?
 """
 _REPLACED_FILES_SQL = f"""
 SELECT path FROM {_METADATA}.ducklake_files_scheduled_for_deletion
@@ -57,11 +74,14 @@ def configure(lake: Lake) -> None:
     }
     with lake.read() as reader:
         present = dict(reader.rows(f"SELECT option_name, value FROM {engine.CATALOG}.options() WHERE scope = 'GLOBAL'"))
-    if all(name in present for name in options):
+        order = tuple(column for (column,) in reader.rows(_ORDER_SQL, [SPANS]))
+    if all(name in present for name in options) and order == SPANS_ORDER:
         return
     with lake.write() as transaction:
         for name, value in options.items():
             transaction.execute(f"CALL {engine.CATALOG}.set_option(?, ?)", [name, value])
+        if order != SPANS_ORDER:
+            transaction.execute(f"ALTER TABLE {SPANS} SET SORTED BY ({', '.join(f'{c} ASC' for c in SPANS_ORDER)})")
 
 
 def plan(sizes: Sequence[int]) -> tuple[int, int] | None:
@@ -76,6 +96,14 @@ def due(lake: Lake, table: str) -> tuple[int, int] | None:
     """The tier of `table` to merge next, as `plan` says it. Raises duckdb.Error."""
     with lake.read() as reader:
         return plan([size for (size,) in reader.rows(_LIVE_FILES_SQL, [table])])
+
+
+def small_files(lake: Lake, table: str) -> int:
+    """How many files of `table` are in a tier that is to be merged. Raises duckdb.Error."""
+    with lake.read() as reader:
+        sizes = [size for (size,) in reader.rows(_LIVE_FILES_SQL, [table])]
+    tiers = [[size for size in sizes if low <= size < high] for low, high in TIER_BYTES]
+    return sum(len(tier) for tier in tiers if len(tier) >= TIER_FILES)
 
 
 def merge_once(lake: Lake, table: str) -> int:
@@ -125,27 +153,21 @@ def _forget_passed_marks(lake: Lake) -> None:
 
 
 def _expire_snapshots(lake: Lake, now: float) -> None:
-    """Jobs note the snapshot they have come to; what lies behind it is theirs to read.
-
-    Rollups by sets of dimensions (marks `rollup/NAME`) find old spans without old snapshots, and may lag for ever.
-    """
-    with lake.read() as reader:
-        read_upto = reader.row(
-            "SELECT min(position) FROM (SELECT job, max(position) AS position FROM progress "
-            "WHERE job NOT LIKE 'spool/%' AND job NOT LIKE 'rollup/%' GROUP BY job)"
-        )[0]
-        if read_upto is None:
-            return
+    """Expire what is old. Jobs note the snapshot they have come to; while spans wait behind it, so do snapshots."""
+    with lake.maintenance() as connection:
+        reader = Reader(connection)
+        upto = read_upto(reader)
+        if upto is None or not reader.row(_UNREAD_SQL, [upto])[0]:
+            upto = reader.snapshot_id()
         versions = [
             snapshot_id
             for (snapshot_id,) in reader.rows(
                 f"SELECT snapshot_id FROM {engine.CATALOG}.snapshots() "
                 "WHERE snapshot_time < to_timestamp(?) AND snapshot_id < ? ORDER BY snapshot_id",
-                [now - SNAPSHOTS_KEPT_SECONDS, read_upto],
+                [now - SNAPSHOTS_KEPT_SECONDS, upto],
             )
         ]
-    if versions:
-        with lake.maintenance() as connection:
+        if versions:
             connection.execute(
                 "CALL ducklake_expire_snapshots(?, versions => ?::UBIGINT[])", [engine.CATALOG, versions]
             )
@@ -159,7 +181,7 @@ def _remove_orphans(lake: Lake, now: float) -> int:
     candidates = [
         path
         for path in lake.location.files.rglob("*")
-        if path.suffix in {".parquet", TEMPORARY_SUFFIX} and path.stat().st_mtime < now - ORPHAN_GRACE_SECONDS
+        if path.suffix in {".parquet", TEMPORARY_SUFFIX} and _is_older(path, now - ORPHAN_GRACE_SECONDS)
     ]
     if not candidates:
         return 0
@@ -170,3 +192,10 @@ def _remove_orphans(lake: Lake, now: float) -> int:
             path.unlink(missing_ok=True)
             log.info("removed %s: no snapshot refers to it", path.name)
     return len(orphans)
+
+
+def _is_older(path: Path, moment: float) -> bool:
+    try:
+        return path.stat().st_mtime < moment
+    except FileNotFoundError:
+        return False  # another process was faster

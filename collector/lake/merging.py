@@ -1,8 +1,9 @@
-"""A process that does the merges that are due, and ends: `python -m collector.lake.merging STORAGE`.
+"""A process that does the upkeep that is due, and ends: `python -m collector.lake.merging STORAGE RETENTION`.
 
-STORAGE is a `StorageConfig` as JSON. What DuckDB takes for a merge goes back to the system with the process, where
-in the collector it would stay. Standard output has a line of JSON for each merge: `{"files": 8, "started_at_ns": ...}`,
-and `{"fault": "..."}` where one failed. SIGTERM lets the merge that is on finish.
+The arguments are a `StorageConfig` and a `RetentionConfig` as JSON. What DuckDB takes for a merge goes back to the
+system with the process, where in the collector it would stay. Standard output has a line of JSON for each merge,
+`{"files": 8, "started_at_ns": ...}`, one for what retention removed, `{"removed_files": 3}`, and
+`{"fault": "..."}` where something failed. SIGTERM lets the merge that is on finish.
 """
 
 from __future__ import annotations
@@ -10,43 +11,75 @@ from __future__ import annotations
 import json
 import signal
 import sys
+import tempfile
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import duckdb
 
-from collector.config import StorageConfig
+from collector.config import RetentionConfig, StorageConfig
 from collector.errors import SpanlakeError
-from collector.lake import maintain
+from collector.lake import maintain, retention
 from collector.lake.lake import Lake
 from collector.lake.location import Location, locate
 
 # On two threads a merge takes more than twice the CPU time that it takes on one, and twice the memory.
 _THREADS = 1
-_MEMORY_BYTES_MAX = 128 * 2**20
+# The first suffices to sort the usual spans of a merge; the others are for spans with kilobytes of text each.
+MEMORY_BYTES_MAX = (256 * 2**20, 512 * 2**20, 1024 * 2**20)
 
 
 def main() -> int:
-    """The exit status: 0, or 1 where a merge failed."""
+    """The exit status: 0, or 1 where something failed."""
     stopping = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: stopping.set())
     try:
-        merge_all(locate(StorageConfig.model_validate_json(sys.argv[1])), stopping)
+        location = locate(StorageConfig.model_validate_json(sys.argv[1]))
+        config = RetentionConfig.model_validate_json(sys.argv[2])
+        for memory_bytes_max in MEMORY_BYTES_MAX:
+            try:
+                work(location, config, memory_bytes_max, stopping)
+                break
+            except duckdb.OutOfMemoryException:
+                if memory_bytes_max == MEMORY_BYTES_MAX[-1]:
+                    raise
     except (duckdb.Error, OSError, SpanlakeError) as error:
         print(json.dumps({"fault": str(error)}), flush=True)
         return 1
     return 0
 
 
-def merge_all(location: Location, stopping: threading.Event) -> None:
-    """Merge until nothing is due. Raises duckdb.Error, OSError and OperatorError."""
-    with Lake(location, read_only=False, threads=_THREADS, memory_bytes_max=_MEMORY_BYTES_MAX) as lake:
-        while not stopping.is_set():
-            started_at_ns = time.time_ns()
-            files = maintain.merge_once(lake, "spans")
-            if not files:
-                break
-            print(json.dumps({"files": files, "started_at_ns": started_at_ns}), flush=True)
+def work(location: Location, config: RetentionConfig, memory_bytes_max: int, stopping: threading.Event) -> None:
+    """Do and tell all that is due. Raises duckdb.Error, OSError and OperatorError."""
+    with open_for_upkeep(location, memory_bytes_max) as lake:
+        merge_all(lake, stopping)
+        removed = retention.apply(lake, config, stopped=stopping.is_set)
+    if removed:
+        print(json.dumps({"removed_files": len(removed)}), flush=True)
+
+
+@contextmanager
+def open_for_upkeep(location: Location, memory_bytes_max: int) -> Iterator[Lake]:
+    """The lake with the memory and threads that suit merges. Raises OperatorError."""
+    with (
+        tempfile.TemporaryDirectory(prefix="spanlake-merge-") as spill,
+        Lake(
+            location, read_only=False, threads=_THREADS, memory_bytes_max=memory_bytes_max, spill_folder=spill
+        ) as lake,
+    ):
+        yield lake
+
+
+def merge_all(lake: Lake, stopping: threading.Event) -> None:
+    """Merge until nothing is due. Raises duckdb.Error and OSError."""
+    while not stopping.is_set():
+        started_at_ns = time.time_ns()
+        files = maintain.merge_once(lake, retention.SPANS)
+        if not files:
+            break
+        print(json.dumps({"files": files, "started_at_ns": started_at_ns}), flush=True)
 
 
 if __name__ == "__main__":

@@ -23,6 +23,22 @@ class TableStatus:
 
 
 @dataclass(frozen=True)
+class RemovedStatus:
+    """What retention has removed from a table in the last `retention.REMOVALS_KEPT_DAYS` days.
+
+    `last_removed_at` and `newest`, the time of the newest row that went, are in UTC.
+    """
+
+    table: str
+    reason: str
+    files: int
+    rows: int
+    bytes: int
+    last_removed_at: datetime
+    newest: datetime
+
+
+@dataclass(frozen=True)
 class LakeStatus:
     """Contents of a lake at one snapshot. `latest_span` is the newest start (UTC, in whole microseconds)."""
 
@@ -46,6 +62,17 @@ def lake_status(reader: Reader) -> LakeStatus:
         tables=tuple(TableStatus(name, int(files), int(size or 0)) for name, files, size in tables),
         schema_version=int(reader.row("SELECT max(version) FROM schema_version")[0]),
     )
+
+
+def lake_removals(reader: Reader) -> tuple[RemovedStatus, ...]:
+    """What retention has removed, by table and reason."""
+    if not reader.has("removals"):
+        return ()  # written by a release that had no retention
+    rows = reader.rows(
+        "SELECT table_name, reason, sum(files)::BIGINT, sum(rows)::BIGINT, sum(bytes)::BIGINT, max(removed_at), "
+        "max(newest) FROM removals GROUP BY table_name, reason ORDER BY table_name, reason"
+    )
+    return tuple(RemovedStatus(*row) for row in rows)
 
 
 def damaged_files(reader: Reader) -> list[Path]:

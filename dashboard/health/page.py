@@ -55,7 +55,7 @@ def _retry(failed_at_seconds: float) -> None:
 def _wait(settings: Config) -> None:
     lake = source.lake(settings)
     if lake is None:
-        states.waiting("Waiting for the collector: there is no lake yet", settings.collector)
+        states.waiting("Waiting for the collector: there is no lake yet", settings)
         return
     fresh = data.look(lake).freshness
     if fresh.latest_span is not None:
@@ -67,7 +67,7 @@ def _wait(settings: Config) -> None:
             "The jobs do that within seconds: `spanlake up` runs them, else start `spanlake analyze`."
         )
         return
-    states.waiting("Waiting for spans", settings.collector)
+    states.waiting("Waiting for spans", settings)
 
 
 def _show_notes(selection: Selection, options: dict[str, list[str]]) -> None:

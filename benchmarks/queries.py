@@ -1,0 +1,190 @@
+"""Queries of stored spans: milliseconds each, and bytes a span, at growing sizes.
+
+    python -m benchmarks.queries [--spans 1000000 5000000] [--unsorted] [--json FILE]
+
+Simulated spans of 48 tenants, about 1000 a second up to now, in segments of SEGMENT_SPANS, merged as a collector
+merges them. After the first PATTERN_SPANS, spans repeat with other ids at later times. Each figure is the median and
+the worst of several runs on one connection, of which the first reads the files' footers.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from analytics import jobs
+from benchmarks.machine import describe
+from collector.config import Config, MappingConfig
+from collector.decode.decoder import Decoder
+from collector.lake import maintain, retention
+from collector.lake.lake import Lake
+from collector.lake.location import Location
+from collector.lake.merging import MEMORY_BYTES_MAX, open_for_upkeep
+from collector.lake.segments import write_segment
+from collector.pipeline import TraceRequest
+from sample_data.emit_files import requests
+
+PATTERN_SPANS = 250_000
+SEGMENT_SPANS = 20_480
+OPERATIONS_PER_SECOND = 290.0
+TRACES = 9
+RUNS = 7
+THREADS = 2
+IDS = ("trace_id", "span_id", "parent_span_id")
+
+ROLLUPS = """
+SELECT tenant, region, sum(count), sum(errors), latency_quantile_ns(list(latency_buckets), 0.95)
+FROM rollup_1m WHERE window_start >= ? GROUP BY ALL
+"""
+SLOWEST = "SELECT * FROM spans WHERE tenant = ? AND start_time >= ? ORDER BY duration_ns DESC LIMIT 100"
+ATTRIBUTE = "SELECT count(*) FROM spans WHERE start_time >= ? AND attributes['db.system.name'] = 'redis'"
+
+
+def pattern(start_second: int) -> tuple[list[pa.Table], int]:
+    """Segments of simulated spans, and the nanoseconds they take."""
+    decoder, waiting, found = Decoder(MappingConfig()), list[TraceRequest](), list[pa.Table]()
+    stream = requests(1, PATTERN_SPANS, operations_per_second=OPERATIONS_PER_SECOND, start_second=start_second)
+    per_segment = SEGMENT_SPANS // 512
+    for number, payload in enumerate(stream):
+        waiting.append(TraceRequest(payload, start_second * 10**9 + number * 400_000_000))
+        if len(waiting) == per_segment:
+            batch = decoder.decode(waiting).spans
+            found.append(pa.Table.from_batches([batch]).unify_dictionaries().combine_chunks())
+            waiting = []
+    times = pa.concat_tables([table.select(["start_time"]) for table in found]).column(0).cast(pa.int64())
+    return found, pc.max(times).as_py() - pc.min(times).as_py()
+
+
+def repeated(segments: Sequence[pa.Table], length_ns: int, count: int) -> Iterator[pa.Table]:
+    """Segments of at least `count` spans in order of time; ids of later rounds are those of the first, rotated."""
+    done = number = 0
+    while done < count:
+        for segment in segments:
+            table = segment
+            for name in IDS if number else ():
+                ids = table.column(name)
+                turned = pc.binary_join_element_wise(
+                    pc.utf8_slice_codeunits(ids, number), pc.utf8_slice_codeunits(ids, 0, number), ""
+                )
+                table = table.set_column(table.schema.get_field_index(name), table.schema.field(name), turned)
+            table = later(table, number * length_ns)
+            yield table
+            done += table.num_rows
+            if done >= count:
+                break
+        number += 1
+
+
+def later(table: pa.Table, by_ns: int) -> pa.Table:
+    """The same spans at other times."""
+    for name in ("start_time", "received_at"):
+        times = pc.add(table.column(name).cast(pa.int64()), by_ns).cast(pa.timestamp("ns"))
+        table = table.set_column(table.schema.get_field_index(name), table.schema.field(name), times)
+    return table
+
+
+def fill(location: Location, spans: int, *, is_sorted: bool) -> dict[str, float]:
+    """Store, merge and roll up; what storage and merges take."""
+    segments, length_ns = pattern(0)
+    rounds = -(-spans // sum(segment.num_rows for segment in segments))
+    start_ns = time.time_ns() - rounds * length_ns
+    with Lake(location, read_only=False) as lake:
+        jobs.prepare(lake)
+        maintain.configure(lake)
+        if not is_sorted:
+            with lake.write() as transaction:
+                transaction.execute("ALTER TABLE spans RESET SORTED BY")
+        for table in repeated(segments, length_ns, spans):
+            path = write_segment(later(table, start_ns).combine_chunks(), location.files / "main" / "spans")
+            with lake.write() as transaction:
+                transaction.add_files("spans", [path])
+    with open_for_upkeep(location, MEMORY_BYTES_MAX[0]) as lake:
+        begun, longest = time.process_time(), 0.0
+        while True:
+            started = time.perf_counter()
+            if not maintain.merge_once(lake, "spans"):
+                break
+            longest = max(longest, time.perf_counter() - started)
+        cpu_seconds = time.process_time() - begun
+    with Lake(location, read_only=False) as lake:
+        jobs.run_once(lake, Config())
+        with lake.read() as reader:
+            files = [file for file in retention.live_files(reader, location.files) if file.table == "spans"]
+    rows = sum(file.rows for file in files)
+    return {
+        "spans": rows,
+        "files": len(files),
+        "bytes a span": round(sum(file.size_bytes for file in files) / rows, 1),
+        "spans merged per CPU-second": round(rows / cpu_seconds),
+        "longest merge, s": round(longest, 1),
+    }
+
+
+def measured(lake: Lake, runs: Sequence[tuple[str, Sequence[Any]]]) -> dict[str, float]:
+    """Milliseconds of these statements with their parameters."""
+    taken = []
+    for sql, parameters in runs:
+        with lake.read() as reader:
+            begun = time.perf_counter()
+            rows = reader.rows(sql, parameters)
+            taken.append((time.perf_counter() - begun) * 1000)
+        assert rows, sql
+    return {"median ms": round(statistics.median(taken)), "worst ms": round(max(taken))}
+
+
+def queries(location: Location) -> dict[str, dict[str, float]]:
+    with Lake(location, read_only=True, threads=THREADS, memory_bytes_max=2**30) as lake:
+        with lake.read() as reader:
+            traces = reader.rows(
+                "SELECT trace_id, min(start_time)::TIMESTAMP FROM spans GROUP BY trace_id "
+                f"ORDER BY hash(trace_id) LIMIT {TRACES}"
+            )
+            newest = reader.row("SELECT max(start_time)::TIMESTAMP FROM spans")[0]
+            (tenant,) = reader.row("SELECT tenant FROM spans GROUP BY tenant ORDER BY count(*) DESC LIMIT 1 OFFSET 8")
+            recent, hour = reader.row(
+                "SELECT ?::TIMESTAMP - INTERVAL 15 MINUTE, ?::TIMESTAMP - INTERVAL 1 HOUR", [newest, newest]
+            )
+        return {
+            "a trace by id": measured(lake, [(f"FROM trace('{trace}')", []) for trace, _ in traces]),
+            "a trace by id and about its time": measured(
+                lake,
+                [
+                    (f"FROM trace('{trace}', around := '{moment}', within := '5 minutes')", [])
+                    for trace, moment in traces
+                ],
+            ),
+            "every tenant's last 15 minutes, from rollups": measured(lake, [(ROLLUPS, [recent])] * RUNS),
+            "a tenant's 100 slowest spans of 15 minutes": measured(lake, [(SLOWEST, [tenant, recent])] * RUNS),
+            "spans with an attribute, last hour": measured(lake, [(ATTRIBUTE, [hour])] * RUNS),
+        }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--spans", type=int, nargs="+", default=[1_000_000, 5_000_000])
+    parser.add_argument("--unsorted", action="store_true", help="merge without sorting")
+    parser.add_argument("--json", type=Path)
+    arguments = parser.parse_args()
+    results: dict[str, object] = {"machine": describe()}
+    for spans in arguments.spans:
+        with tempfile.TemporaryDirectory() as folder:
+            location = Location(Path(folder) / "data")
+            location.prepare()
+            stored = fill(location, spans, is_sorted=not arguments.unsorted)
+            results[f"{spans:,}"] = stored | queries(location)
+            print(json.dumps(results[f"{spans:,}"], indent=2), flush=True)
+    if arguments.json:
+        arguments.json.write_text(json.dumps(results, indent=2), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,138 @@
+"""Attributes for columns that would not come back by themselves when a span is decoded again.
+
+A column that the resource gives, or the span's name, needs none. Any other is written as an attribute under one of the
+candidates of its mapping, on the span: a standard name that fits the span's component, or where another candidate
+stands on the span already, the first that is tried before that.
+
+What the lake does not tell, it cannot bring back: an attribute that was no text, integer or boolean, and so filled no
+column, is a text now and may fill one; and where a request's header named the tenant and the span itself another one,
+that other one is replaced.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from collector.decode import semantics
+from collector.decode.anyvalue import Kind, Value
+from collector.decode.semantics import ColumnValue, Mapping
+
+# By component; "" for those that are not listed. A component whose attributes all moved is known by these again.
+PREFERRED: dict[str, dict[str, str]] = {
+    "operation": {"topic": "messaging.operation.name", "cache": "cache.operation", "rpc": "rpc.method"},
+    "destination": {"topic": "messaging.destination.name", "cache": "cache.name", "": "db.collection.name"},
+    "cache_hit": {"": "cache.hit"},
+    "payload_bytes": {"topic": "messaging.message.body.size", "cache": "cache.item.size", "": "payload.bytes"},
+}
+
+
+@dataclass(frozen=True)
+class Restored:
+    """Attributes of some spans: rows ascending, a key each, and the values, as the column has them."""
+
+    rows: npt.NDArray[np.int64]
+    keys: pa.StringArray
+    values: pa.Array
+
+
+def restored(spans: pa.Table, resources: dict[str, dict[str, str]], mapping: Mapping) -> list[Restored]:
+    """What to add to the attributes of spans (SPAN_SCHEMA, one chunk a column), a part for each column that needs it.
+
+    `resources` has the attributes of each resource by `resource_id`.
+    """
+    given = _Given(spans, resources, mapping)
+    components = spans.column("component").combine_chunks().cast(pa.string())
+    parts = []
+    for column in semantics.COLUMNS:
+        candidates = [c for c in mapping.candidates[column] if c.on_span]
+        rows = given.differing(column) if candidates else np.empty(0, np.int64)
+        if not rows.size:
+            continue
+        values = spans.column(column).combine_chunks()
+        values = values.cast(pa.string()) if pa.types.is_dictionary(values.type) else values
+        keys = given.keys(column, rows, components.take(pa.array(rows)))
+        parts.append(Restored(rows, keys, values.take(pa.array(rows))))
+    return parts
+
+
+class _Given:
+    """What spans would have in their columns without any attribute that was moved there."""
+
+    def __init__(self, spans: pa.Table, resources: dict[str, dict[str, str]], mapping: Mapping) -> None:
+        self._spans = spans
+        self._mapping = mapping
+        ids = spans.column("resource_id").combine_chunks().cast(pa.string()).dictionary_encode()
+        self._resource = ids.indices
+        texts = [resources.get(name, {}) for name in ids.dictionary.to_pylist()]
+        self._columns = [
+            mapping.resource_columns({key: Value(_kind(text), text) for key, text in found.items()}) for found in texts
+        ]
+        maps = spans.column("attributes").combine_chunks()
+        self._keys = maps.keys
+        counts = np.diff(maps.offsets.to_numpy())
+        self._owner = np.repeat(np.arange(len(maps)), counts)
+        self._values = maps.items
+
+    def differing(self, column: str) -> npt.NDArray[np.int64]:
+        """The rows whose value, not null, is another one than what is given."""
+        actual = self._spans.column(column).combine_chunks()
+        if pa.types.is_dictionary(actual.type):
+            actual = actual.cast(pa.string())
+        if actual.null_count == len(actual):
+            return np.empty(0, np.int64)
+        default = semantics.DEFAULTS.get(column)
+        by_resource: list[ColumnValue | None] = [found.get(column, (0, default))[1] for found in self._columns]
+        given = pa.array(by_resource, actual.type).take(self._resource)
+        if column == "operation":
+            given = pc.coalesce(given, self._routes(), self._spans.column("name").combine_chunks().cast(pa.string()))
+        same = pc.fill_null(pc.equal(actual, given), False)
+        different = pc.and_(actual.is_valid(), pc.invert(same))
+        return np.flatnonzero(different.to_numpy(zero_copy_only=False))
+
+    def _routes(self) -> pa.StringArray:
+        """`METHOD route` of HTTP spans that have both, as the decoder makes it."""
+        is_http = pc.equal(self._spans.column("component").combine_chunks().cast(pa.string()), "http")
+        method, route = self._first(semantics.HTTP_METHOD_KEYS), self._first(semantics.HTTP_ROUTE_KEYS)
+        return pc.if_else(is_http, pc.binary_join_element_wise(method, route, " "), pa.scalar(None, pa.string()))
+
+    def _first(self, keys: tuple[str, ...]) -> pa.StringArray:
+        """The first of these attributes that is not empty, by span; null where there is none."""
+        position = np.full(self._spans.num_rows, -1)
+        filled = pc.greater(pc.binary_length(self._values), 0).fill_null(False)
+        for key in reversed(keys):
+            found = np.flatnonzero(pc.and_(pc.equal(self._keys, key), filled).to_numpy(zero_copy_only=False))
+            position[self._owner[found]] = found
+        return self._values.take(pa.array(position, mask=position < 0))
+
+    def keys(self, column: str, rows: npt.NDArray[np.int64], components: pa.StringArray) -> pa.StringArray:
+        """For each of these rows the key under which the column's value comes back."""
+        candidates = [c for c in self._mapping.candidates[column] if c.on_span]
+        present = self._present([c.key for c in candidates])[rows]
+        first_present = np.where(present.any(axis=1), present.argmax(axis=1), len(candidates))
+        first_free = np.where(present.all(axis=1), 0, (~present).argmax(axis=1))
+        position = {c.key: i for i, c in enumerate(candidates)}
+        preferences = PREFERRED.get(column, {})
+        encoded = components.dictionary_encode()
+        wanted = np.array(
+            [position.get(preferences.get(name, preferences.get("", "")), 0) for name in encoded.dictionary.to_pylist()]
+        )[encoded.indices.to_numpy()]
+        chosen = np.where(wanted < first_present, wanted, first_free)
+        return pa.array([c.key for c in candidates]).take(pa.array(chosen))
+
+    def _present(self, keys: list[str]) -> npt.NDArray[Any]:
+        """Which spans have which of these attributes: a matrix of spans by keys."""
+        found = np.zeros((self._spans.num_rows, len(keys)), np.bool_)
+        which = pc.index_in(self._keys, pa.array(keys)).fill_null(-1).to_numpy(zero_copy_only=False)
+        at = np.flatnonzero(which >= 0)
+        found[self._owner[at], which[at]] = True
+        return found
+
+
+def _kind(text: str) -> Kind:
+    return Kind.STRING if text else Kind.EMPTY_STRING

@@ -1,0 +1,1 @@
+"""Scripted incidents: what changes the platform's behaviour for a while, and the truth about it."""
