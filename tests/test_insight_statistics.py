@@ -233,6 +233,12 @@ def test_latency_is_never_a_cause_of_a_change_of_state() -> None:
         assert not explains(finding("region_slow"), finding(state))
 
 
+def test_a_slow_region_explains_late_deliveries_and_is_not_explained_by_them() -> None:
+    slow, late = finding("region_slow", place=Place("r1")), finding("delivery_lag", place=Place("r1", destination="t"))
+    (found,) = fold([late, slow])
+    assert (found.kind, found.symptoms) == ("region_slow", ("delivery_lag for t in r1",))
+
+
 def test_the_same_in_all_regions_is_one_finding() -> None:
     (found,) = fold([finding("errors", region=region) for region in ("r1", "r2", "r3")])
     assert found.region is None

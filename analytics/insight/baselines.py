@@ -91,10 +91,12 @@ def scan(measure: Measure | Rated, span: Span, sign: int = 1, scales: tuple[int,
     best = z.argmax(axis=0)
     length = np.array([k for k in scales if k <= span.recent] or [0], dtype=np.intp)[best]
     last = np.arange(span.count)[None, :] >= span.count - length[:, None]
-    sums = [np.where(last, array, 0.0).sum(1) for array in (measure.observed, measure.expected, measure.trials)]
+    observed, expected, trials = (
+        np.where(last, array, 0.0).sum(1) for array in (measure.observed, measure.expected, measure.trials)
+    )
     best_z = z.max(axis=0)
     since = onset(excess, np.maximum(measure.variance, 0.25))
-    return Scan(best_z, stats.norm.sf(best_z), length, since, *sums, scale, residuals)
+    return Scan(best_z, stats.norm.sf(best_z), length, since, observed, expected, trials, scale, residuals)
 
 
 def onset(excess: Floats, variance: Floats) -> Ints:

@@ -133,7 +133,7 @@ def _operations(cells: pl.DataFrame) -> pl.DataFrame:
             {
                 **dict(zip(OPERATION, key, strict=True)),
                 **{f"spans_{side}": int(one["spans"].sum()) for side, one in sides.items()},
-                **{f"error_rate_{side}": one["errors"].sum() / one["spans"].sum() for side, one in sides.items()},
+                **{f"error_rate_{side}": _share(one) for side, one in sides.items()},
                 **{f"p95_ns_{side}": quantile_ns(one, 0.95) for side, one in spread.items()},
                 "cliffs_delta": delta,
                 "p": min(1.0, 2 * min(p, 1 - p)),
@@ -142,8 +142,14 @@ def _operations(cells: pl.DataFrame) -> pl.DataFrame:
     return pl.DataFrame(rows).sort(pl.col("cliffs_delta").abs(), descending=True) if rows else pl.DataFrame()
 
 
+def _share(part: pl.DataFrame) -> float:
+    return float(part["errors"].sum()) / float(part["spans"].sum())
+
+
 def _spread(part: pl.DataFrame) -> Floats:
-    return np.bincount(part["cell"].to_numpy() + 1, weights=part["spans"].to_numpy(), minlength=CELLS)
+    cell, weights = part["cell"].to_numpy() + 1, part["spans"].to_numpy()
+    found: Floats = np.bincount(cell, weights=weights, minlength=CELLS).astype(float)
+    return found
 
 
 def _sentence(operations: pl.DataFrame, slow: Split, errors: Split, odds: float, low: float, high: float) -> str:

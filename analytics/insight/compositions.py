@@ -78,7 +78,7 @@ def _told(
     return Finding(
         "mix_shift", place, "info", telling.score(1.0, effect.ratio, 1.0), telling.aware(scene, since), scene.until,
         effect,
-        telling.confidence("moved share against its usual spread (MAD); Kitagawa decomposition", 0.0, 0.0,
+        telling.confidence("moved share against its usual spread (MAD); Kitagawa decomposition", None, None,
                            float(scene.panel("base").counts["count"][:, since:].sum())),
         sentence, (*gaining, *losing), tuple(f"tenant={name}" for name in gaining),
         sql=telling.sql_of(scene, place, since, figure="count(DISTINCT tenant) AS tenants"),

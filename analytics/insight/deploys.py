@@ -108,7 +108,8 @@ def _tables(scene: Scene, what: str, is_new: Bools, is_old: Bools, since: int) -
 
 
 def _strata(array: Floats, which: Bools, strata: Ints, count: int, since: int) -> Floats:
-    return np.bincount(strata[which], weights=array[which][:, since:].sum(1), minlength=count)
+    found: Floats = np.bincount(strata[which], weights=array[which][:, since:].sum(1), minlength=count).astype(float)
+    return found
 
 
 def _usual(scene: Scene, what: str, of_service: Bools, first: int) -> tuple[Floats, Floats]:

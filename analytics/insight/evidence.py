@@ -119,8 +119,15 @@ class Evidence:
     @classmethod
     def empty(cls) -> Evidence:
         """Nothing known."""
+        base, host, version, destination, error = (
+            Grain.empty(dimensions) for dimensions in (BASE, HOST, VERSION, DESTINATION, ERROR)
+        )
         return cls(
-            *(Grain.empty(dimensions) for dimensions in (BASE, HOST, VERSION, DESTINATION, ERROR)),
+            base,
+            host,
+            version,
+            destination,
+            error,
             traced.DELIVERIES_SCHEMA.to_frame(),
             traced.DELIVERY_CELLS_SCHEMA.to_frame(),
             traced.HOT_KEYS_SCHEMA.to_frame(),
@@ -135,7 +142,7 @@ class Evidence:
         """All of several stretches of time that do not share spans."""
         if not parts:
             return cls.empty()
-        return cls(**{name: _concat([getattr(part, name) for part in parts]) for name in _FIELDS})
+        return cls(**{name: _concat([getattr(part, name) for part in parts]) for name in _FIELDS})  # type: ignore[arg-type]
 
     def until(self, time: datetime) -> Evidence:
         """What minutes that end at or before `time` (aware) tell."""
@@ -175,10 +182,13 @@ def of_spans(spans: pl.DataFrame) -> Evidence:
         .collect()
         .lazy()
     )
-    grains = [Grain.of_spans(prepared, dimensions) for dimensions in (BASE, HOST, VERSION, DESTINATION, ERROR)]
+    base, host, version, destination, error = (
+        Grain.of_spans(prepared, dimensions) for dimensions in (BASE, HOST, VERSION, DESTINATION, ERROR)
+    )
     deliveries, delivery_cells = traced.deliveries(spans)
     return Evidence(
-        *grains, deliveries, delivery_cells, traced.hot_keys(spans), traced.skew(spans), traced.exemplars(spans),
+        base, host, version, destination, error, deliveries, delivery_cells, traced.hot_keys(spans), traced.skew(spans),
+        traced.exemplars(spans),
         traced.demand(spans), HOURLY_SCHEMA.to_frame(),
     )  # fmt: skip
 

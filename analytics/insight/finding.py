@@ -60,11 +60,12 @@ class Effect:
 
 @dataclass(frozen=True)
 class Confidence:
-    """Why it is believed: the test, its p and the one corrected over all that were tested, and n spans behind it."""
+    """Why it is believed: the test, its p and the one corrected over all that were tested (None for what is no test),
+    and n spans behind it."""
 
     test: str
-    p: float
-    p_corrected: float
+    p: float | None
+    p_corrected: float | None
     n: int
     unknown_weight_share: float = 0.0
 

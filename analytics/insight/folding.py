@@ -21,19 +21,19 @@ EXPLAINS: dict[str, frozenset[str]] = {
     "exhaustion": SYMPTOMS | {"instance"},
     "instance": SYMPTOMS,
     "retry_storm": SYMPTOMS | {"traffic_surge", "burst", "hit_ratio", "instance", "mix_shift"},
-    "hit_ratio": SYMPTOMS | {"traffic_surge", "mix_shift"},
-    "lost_deliveries": frozenset({"errors", "traffic_drop", "delivery_lag", "slo_burn", "blast_radius"}),
-    "delivery_lag": frozenset({"latency", "region_slow", "slo_burn", "traffic_drop", "mix_shift"}),
+    "hit_ratio": frozenset({"latency", "slo_burn", "blast_radius", "traffic_surge", "mix_shift"}),
     "clock_skew": frozenset({"delivery_lag", "instance", "mix_shift"}),
+    "region_slow": frozenset(
+        {"latency", "slo_burn", "blast_radius", "mix_shift", "errors", "region_errors", "delivery_lag"}
+    ),
+    "lost_deliveries": frozenset({"errors", "traffic_drop", "delivery_lag", "slo_burn", "blast_radius"}),
+    "delivery_lag": frozenset({"latency", "slo_burn", "traffic_drop", "mix_shift"}),
     "mix_shift": frozenset({"burst", "traffic_drop", "traffic_surge", "mix_shift"}),
     "burst": frozenset(
         {"latency", "errors", "instance", "slo_burn", "blast_radius", "hit_ratio", "traffic_surge"}
     ),
     "region_errors": frozenset(
         {"errors", "slo_burn", "blast_radius", "traffic_drop", "latency", "region_slow", "mix_shift"}
-    ),
-    "region_slow": frozenset(
-        {"latency", "slo_burn", "blast_radius", "mix_shift", "errors", "region_errors", "delivery_lag"}
     ),
     "errors": frozenset({"slo_burn", "blast_radius", "latency"}),
     "latency": frozenset({"slo_burn", "blast_radius", "mix_shift"}),

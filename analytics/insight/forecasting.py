@@ -26,6 +26,8 @@ _HISTORY_HOURS_MIN = 5 * DAY
 _ORIGINS = 4
 _TREND_HOURS = 3 * DAY
 _GROWTH_MIN = 1.3
+_EXACT = 1e-6
+"""Of the mean: where yesterday's figures are that close, nothing is left to beat."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +51,10 @@ def forecast(values: Floats) -> Forecast | None:
     actual = np.stack([values[at : at + DAY] for at in origins])
     errors = actual - np.stack([_ahead(values[:at]) for at in origins])
     naive = actual - np.stack([values[at - DAY : at] for at in origins])
-    skill = 1 - float(np.abs(errors).mean()) / max(float(np.abs(naive).mean()), 1e-12)
+    to_beat = float(np.abs(naive).mean())
+    if to_beat <= _EXACT * float(np.abs(values).mean()):
+        return None
+    skill = 1 - float(np.abs(errors).mean()) / to_beat
     if skill <= 0:
         return None
     middle = _ahead(values)
@@ -88,7 +93,9 @@ def find(scene: Scene) -> list[Finding]:
             Finding(
                 "forecast", Place(str(region)), "info", telling.score(1.0, top / usual, top),
                 telling.aware(scene, last), scene.until, effect,
-                telling.confidence(f"rolling origin, skill {ahead.skill:.2f} over seasonal-naive", 0.0, 0.0, len(rate)),
+                telling.confidence(
+                    f"rolling origin, skill {ahead.skill:.2f} over seasonal-naive", None, None, len(rate)
+                ),
                 sentence, sql=telling.sql_of(scene, Place(str(region)), last, "rollup_1h", "sum(count) / 3600 AS rate"),
             )
         )  # fmt: skip

@@ -61,7 +61,7 @@ def load(
         Evidence.empty(), **grains, deliveries=deliveries, delivery_cells=cells, hot_keys=source.hot_keys(),
         exemplars=source.exemplars(), skew=source.skew(), demand=source.demand(),
         hourly=source.hourly() if with_hours else Evidence.empty().hourly,
-    )  # type: ignore[arg-type]  # fmt: skip
+    )  # fmt: skip
 
 
 def newest(reader: Reader) -> datetime | None:
@@ -223,4 +223,4 @@ def _cell(bucket: str, size: int) -> str:
 
 
 def _as(frame: pl.DataFrame, schema: pl.Schema) -> pl.DataFrame:
-    return frame.select(schema.names()).cast(dict(schema))
+    return frame.select(schema.names()).cast(schema)

@@ -111,7 +111,7 @@ def _told(
     return Finding(
         "mix_shift", place, "info", telling.score(1.0, effect.ratio, excess), telling.aware(scene, since), scene.until,
         effect,
-        telling.confidence("Kitagawa decomposition by tenant and operation", 0.0, 0.0,
+        telling.confidence("Kitagawa decomposition by tenant and operation", None, None,
                            float(panel.counts["count"][which][:, since:].sum())),
         sentence, sql=telling.sql_of(scene, place, since, figure="operation, avg(count) AS mean_count"),
     )  # fmt: skip

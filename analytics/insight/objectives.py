@@ -23,6 +23,8 @@ from collector.config import Objective
 PAIRS = ((60, 5, 14.4), (360, 30, 6.0), (4320, 360, 1.0))
 """Minutes of the long and the short window, and the burn rate that both must exceed."""
 BUDGET_HOURS = 30 * 24
+_LAST_MINUTES = 2
+"""That must burn too: an incident that is over does not begin to burn when the long window is full of it."""
 _SERVED = ("server", "consumer")
 
 
@@ -69,7 +71,8 @@ def _burning(scene: Scene, name: str, objective: Objective, region: str, which: 
         if long > scene.span.count or total[-long:].sum() < scene.config.volume_min:
             continue
         rates = [burn_rate(bad[-length:].sum(), total[-length:].sum(), objective.target) for length in (long, short)]
-        if min(rates) > factor:
+        goes_on = burn_rate(bad[-_LAST_MINUTES:].sum(), total[-_LAST_MINUTES:].sum(), objective.target) > 1
+        if min(rates) > factor and goes_on:
             return _told(scene, name, objective, region, which, (long, short, factor), rates, bad, total)
     return None
 
@@ -94,7 +97,7 @@ def _told(
     return Finding(
         "slo_burn", place, "critical" if factor >= 6 else "warning",
         telling.score(2.0, rates[0], float(bad[-long:].sum())), telling.aware(scene, since), scene.until, effect,
-        telling.confidence("burn rate in two windows", 0.0, 0.0, float(total[-long:].sum()),
+        telling.confidence("burn rate in two windows", None, None, float(total[-long:].sum()),
                            telling.unknown_share(panel, which, since)),
         sentence, exemplars=telling.exemplars(scene, place, since, errors=True), sql=telling.sql_of(scene, place,
         since), tenant_scope=None,

@@ -224,13 +224,20 @@ class Panel:
         """Spans by cell, of some series and minutes."""
         start, stop, _ = minutes.indices(self.span.count)
         inside = series[self.cell_series] & (self.cell_minute >= start) & (self.cell_minute < stop)
-        return np.bincount(self.cell[inside], weights=self.cell_spans[inside], minlength=CELLS)
+        found: Floats = np.bincount(self.cell[inside], weights=self.cell_spans[inside], minlength=CELLS).astype(float)
+        return found
+
+
+def cell_values_ns(positions: Floats) -> Floats:
+    """The durations in ns that positions of `Panel.cell` stand for: the middle of their bounds."""
+    index = (positions + _FIRST_CELL + 0.5) * BUCKETS_PER_CELL
+    found: Floats = np.where(index <= 0, 0.0, GAMMA**index)
+    return found
 
 
 def cell_value_ns(position: float) -> float:
-    """The duration in ns that a position of `Panel.cell` stands for: the middle of its bounds."""
-    index = (position + _FIRST_CELL + 0.5) * BUCKETS_PER_CELL
-    return float(GAMMA**index) if index > 0 else 0.0
+    """As `cell_values_ns`, of one."""
+    return float(cell_values_ns(np.asarray(position, dtype=float)))
 
 
 def quantile_ns(spread: Floats, q: float) -> float | None:

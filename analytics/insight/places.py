@@ -13,7 +13,7 @@ import polars as pl
 
 from analytics.insight import telling
 from analytics.insight.changes import began
-from analytics.insight.finding import Finding, Kind, Place
+from analytics.insight.finding import Effect, Finding, Kind, Place
 from analytics.insight.locating import locate
 from analytics.insight.panel import Bools, Floats, Measure, Panel, Rated
 from analytics.insight.scene import Groups, Scene
@@ -113,7 +113,8 @@ def _worst_operation(panel: Panel, measure: Measure | Rated, which: Bools, since
     keys, of = panel.groups(("service_name", "operation", "kind"))
     excess = _excess(measure.rows(which), since)[0]
     top = int(np.bincount(of[which], weights=excess, minlength=keys.height).argmax())
-    return which & (of == top)
+    found: Bools = which & (of == top)
+    return found
 
 
 def goes_on(measure: Measure | Rated, which: Bools, since: int) -> bool:
@@ -191,7 +192,7 @@ def failing_service(panel: Panel, measure: Measure | Rated, which: Bools, since:
 
 def _told(
     scene: Scene, trouble: Trouble, kind: Kind, place: Place, tenant: str | None, hurt: telling.Impact,
-    effect: telling.Effect, which: Bools, network: bool,
+    effect: Effect, which: Bools, network: bool,
 ) -> Finding | None:  # fmt: skip
     errors = trouble.what == "errors"
     panel, measure = scene.panel("base"), scene.measure("base", trouble.what)
@@ -225,6 +226,6 @@ def _told(
     )  # fmt: skip
 
 
-def times(effect: telling.Effect, errors: bool) -> str:
+def times(effect: Effect, errors: bool) -> str:
     """The effect in words."""
     return f"errors {telling.times(effect)}" if errors else telling.times(effect)

@@ -57,6 +57,7 @@ class Scene:
         minutes = 0 if first is None else int((end - first) / timedelta(minutes=1))
         self.span = Span.until(end, max(0, min(minutes, config.history_minutes)), config.recent_minutes)
         self._panels: dict[str, Panel] = {}
+        self._thresholds: dict[str, Floats] = {}
         self._measures: dict[tuple[str, str], Rated] = {}
         self._levels: dict[tuple[str, str, tuple[str, ...], int], Groups] = {}
 
@@ -80,8 +81,9 @@ class Scene:
             strata_keys, strata = panel.groups(STRATA[name])
             trials = panel.counts["count"]
             if what in ("slow", "very_slow"):
-                cells = panel.thresholds(strata, strata_keys.height)[int(what == "very_slow")]
-                observed = panel.beyond(cells[strata])
+                if name not in self._thresholds:
+                    self._thresholds[name] = panel.thresholds(strata, strata_keys.height)
+                observed = panel.beyond(self._thresholds[name][int(what == "very_slow")][strata])
             elif what == "misses":
                 observed, trials = panel.counts["misses"], panel.counts["misses"] + panel.counts["hits"]
             else:

@@ -14,7 +14,7 @@ from statsmodels.stats.proportion import proportion_confint
 from analytics.change import duration
 from analytics.insight.finding import Confidence, Effect, Place, Severity
 from analytics.insight.locating import effective_number
-from analytics.insight.panel import Bools, Floats, Measure, Panel, Rated, cell_value_ns, quantile_ns
+from analytics.insight.panel import Bools, Floats, Measure, Panel, Rated, cell_values_ns, quantile_ns
 from analytics.insight.scene import STRATA, Scene
 
 _SAMPLE_MAX = 3000
@@ -137,9 +137,10 @@ def unknown_share(panel: Panel, which: Bools, since: int) -> float:
     return float(unknown / count) if count else 0.0
 
 
-def confidence(test: str, p: float, corrected: float, n: float, unknown: float = 0.0) -> Confidence:
-    """With p values within [0, 1]."""
-    return Confidence(test, min(max(p, 0.0), 1.0), min(max(corrected, 0.0), 1.0), int(n), unknown)
+def confidence(test: str, p: float | None, corrected: float | None, n: float, unknown: float = 0.0) -> Confidence:
+    """With p values within [0, 1], None for what is no test."""
+    within = [None if value is None else min(max(value, 0.0), 1.0) for value in (p, corrected)]
+    return Confidence(test, within[0], within[1], int(n), unknown)
 
 
 def exemplars(
@@ -224,7 +225,7 @@ def _sample(spread: Floats) -> Floats:
     if not total:
         return np.empty(0)
     scaled = spread * min(1.0, _SAMPLE_MAX / total)
-    return np.repeat([cell_value_ns(i) for i in range(len(spread))], np.round(scaled).astype(np.intp))
+    return np.repeat(cell_values_ns(np.arange(len(spread), dtype=float)), np.round(scaled).astype(np.intp))
 
 
 def _quoted(text: str) -> str:

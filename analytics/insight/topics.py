@@ -69,7 +69,8 @@ def _late(scene: Scene, cells: pl.DataFrame, keys: pl.DataFrame) -> Floats:
     threshold = (up_to < 0.95 * up_to[:, -1:]).sum(1)
     late = cell > threshold[series]
     at = series[late] * scene.span.count + minute[late]
-    return np.bincount(at, weights=spans[late], minlength=keys.height * scene.span.count).reshape(keys.height, -1)
+    found: Floats = np.bincount(at, weights=spans[late], minlength=keys.height * scene.span.count).astype(float)
+    return found.reshape(keys.height, -1)
 
 
 def _lag(scene: Scene, keys: pl.DataFrame, measure: Measure | Rated, spot: Spot, cells: pl.DataFrame) -> Finding:

@@ -60,7 +60,7 @@ def exemplars(spans: pl.DataFrame) -> pl.DataFrame:
         .group_by("minute", "region", "service_name", "operation", "is_error")
         .agg(pl.col("tenant", "duration_ns", "trace_id").first())
         .select(EXEMPLARS_SCHEMA.names())
-        .cast(dict(EXEMPLARS_SCHEMA))
+        .cast(EXEMPLARS_SCHEMA)
         .collect()
     )  # fmt: skip
 
@@ -91,7 +91,7 @@ def steady(by_slot: pl.DataFrame) -> pl.DataFrame:
         by_slot.group_by("minute", "region", "tenant")
         .agg(pl.col("count").sum(), steady_count=SLOTS * half_there.cast(pl.Float64))
         .select(DEMAND_SCHEMA.names())
-        .cast(dict(DEMAND_SCHEMA))
+        .cast(DEMAND_SCHEMA)
     )
 
 
@@ -127,7 +127,7 @@ def skew(spans: pl.DataFrame) -> pl.DataFrame:
         .group_by("minute", "region", "parent_host", "host")
         .agg(pairs=pl.len(), outside=pl.col("outside").sum(), offset_ns=pl.col("offset_ns").median())
         .select(SKEW_SCHEMA.names())
-        .cast(dict(SKEW_SCHEMA))
+        .cast(SKEW_SCHEMA)
         .collect()
     )  # fmt: skip
 
@@ -180,7 +180,7 @@ def hot_keys(spans: pl.DataFrame) -> pl.DataFrame:
         .group_by(by)
         .head(HOT_KEYS_KEPT)
         .select(HOT_KEYS_SCHEMA.names())
-        .cast(dict(HOT_KEYS_SCHEMA))
+        .cast(HOT_KEYS_SCHEMA)
         .collect()
     )
 
@@ -217,6 +217,6 @@ def deliveries(spans: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
     )
     counts = sent.join(delivered, on=by, how="left").with_columns(pl.col("deliveries").fill_null(0))
     return (
-        counts.select(DELIVERIES_SCHEMA.names()).cast(dict(DELIVERIES_SCHEMA)),
-        by_cell.select(DELIVERY_CELLS_SCHEMA.names()).cast(dict(DELIVERY_CELLS_SCHEMA)),
+        counts.select(DELIVERIES_SCHEMA.names()).cast(DELIVERIES_SCHEMA),
+        by_cell.select(DELIVERY_CELLS_SCHEMA.names()).cast(DELIVERY_CELLS_SCHEMA),
     )

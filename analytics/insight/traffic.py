@@ -128,7 +128,7 @@ def _told(
         f"({now:.0f} spans/s, usually {usual:.0f}) since {scene.span.time(since):%H:%M}"
     )
     sentence += " while calls fail: the pattern of retries, in many tenants at once." if kind == "retry_storm" else "."
-    tenants = (tenant,) if tenant else ()
+    tenants: tuple[str, ...] = (tenant,) if tenant else ()
     if kind == "retry_storm":
         region = (panel.keys["region"] == place.region).to_numpy()
         tenants = telling.impact(scene, panel, scene.measure("base", "errors"), region, since).tenants

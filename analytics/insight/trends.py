@@ -16,7 +16,7 @@ from scipy import stats
 from analytics.change import duration
 from analytics.insight import telling
 from analytics.insight.finding import Effect, Finding, Place
-from analytics.insight.panel import Floats
+from analytics.insight.panel import Bools, Floats, Ints, cell_values_ns
 from analytics.insight.scene import Scene
 
 LIMIT_RATIO = 20.0
@@ -51,26 +51,27 @@ def find(scene: Scene) -> list[Finding]:
     np.add.at(busy, of[serving], panel.counts["busy_ns"][serving])
     slow = scene.level("host", "slow", _BY)
     busiest = count[:, -8:].min(1) >= _COUNT_PER_MINUTE_MIN
+    typical = _typical_ns(scene, of, keys.height, serving)
     found = []
     for index in np.flatnonzero(busiest & (slow.scan.ratio > 1.3)):
-        value = _by_cells(scene, of == index, serving)
+        value = typical[index]
         ramp = rising(value, float(np.nanmedian(value[: scene.span.baseline])))
         if ramp is not None:
             found.append(_told(scene, keys.row(int(index)), ramp, value, count[index]))
     return found
 
 
-def _by_cells(scene: Scene, series: np.ndarray, serving: np.ndarray) -> Floats:
-    """The median duration in ns by minute: of cells, so that outliers weigh nothing."""
+def _typical_ns(scene: Scene, of: Ints, count: int, serving: Bools) -> Floats:
+    """The typical duration in ns by group of series and minute: of the mean cell, so that outliers weigh little."""
     panel = scene.panel("host")
-    mine = series & serving
-    inside = mine[panel.cell_series]
-    weight = panel.cell_spans[inside]
-    position = np.bincount(panel.cell_minute[inside], weights=weight * panel.cell[inside], minlength=scene.span.count)
-    total = np.bincount(panel.cell_minute[inside], weights=weight, minlength=scene.span.count)
+    inside = serving[panel.cell_series]
+    at = of[panel.cell_series[inside]] * scene.span.count + panel.cell_minute[inside]
+    weight, size = panel.cell_spans[inside], count * scene.span.count
+    total = np.bincount(at, weights=weight, minlength=size)
+    position = np.bincount(at, weights=weight * panel.cell[inside], minlength=size)
     with np.errstate(divide="ignore", invalid="ignore"):
-        mean = position / total
-    return np.array([telling.cell_value_ns(m) if np.isfinite(m) else np.nan for m in mean])
+        found: Floats = cell_values_ns(position / total)
+    return found.reshape(count, scene.span.count)
 
 
 def rising(values: Floats, usual: float) -> Ramp | None:
