@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, cast
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -140,7 +140,7 @@ def _resources(sandbox: Sandbox) -> dict[str, Resource]:
 def _compressed(output: IO[bytes], compression: str) -> Iterator[IO[bytes]]:
     if compression == ".gz":
         with gzip.GzipFile(fileobj=output, mode="wb", compresslevel=6, mtime=0) as stream:
-            yield stream
+            yield cast("IO[bytes]", stream)
     elif compression == ".zst":
         with pa.CompressedOutputStream(pa.PythonFile(output, "w"), "zstd") as stream:
             yield stream
