@@ -133,12 +133,12 @@ def test_the_job_judges_each_minute_once(lake: Lake) -> None:
         return InsightJob(lake, InsightConfig(), lambda found, minute: told.append((minute, found)))
 
     first = job()
-    for minute in range(4):
+    for minute in range(2):
         assert first.step(begin + timedelta(minutes=minute) + GRACE) == 1
         assert first.step(begin + timedelta(minutes=minute) + GRACE + timedelta(seconds=40)) == 0
-    assert job().step(begin + timedelta(minutes=3) + GRACE) == 0
-    assert job().step(begin + timedelta(minutes=4) + GRACE) == 1
-    assert [minute for minute, _ in told] == [begin + timedelta(minutes=m) for m in range(5)]
+    assert job().step(begin + timedelta(minutes=1) + GRACE) == 0
+    assert job().step(begin + timedelta(minutes=2) + GRACE) == 1
+    assert [minute for minute, _ in told] == [begin + timedelta(minutes=m) for m in range(3)]
     with lake.read() as reader:
         rows = reader.rows("SELECT minute, kind, state, region FROM findings ORDER BY minute")
     expected = [
@@ -155,19 +155,19 @@ def run(config: Config, *arguments: str) -> Any:
 
 @pytest.mark.usefixtures("lake")
 def test_insights_tells_of_the_newest_data_and_says_so(config: Config) -> None:
-    result = run(config, "insights", "--window", "5m", "--format", "json")
+    result = run(config, "insights", "--window", "2m", "--format", "json")
     assert result.exit_code == 0, result.output
     assert "the newest data is of 2026-03-01 12:45 UTC" in result.stderr
     (found,) = json.loads(result.stdout)
     assert (found["kind"], found["region"], found["state"]) == ("latency", "north", "ongoing")
-    markdown = run(config, "insights", "--window", "5m", "--format", "markdown", "--until", "2026-03-01T12:45Z")
+    markdown = run(config, "insights", "--window", "1m", "--format", "markdown", "--until", "2026-03-01T12:45Z")
     assert markdown.output.startswith("- **")
 
 
 @pytest.mark.usefixtures("lake")
 def test_insights_of_the_other_region_and_of_a_quiet_time_are_none(config: Config) -> None:
-    assert "Nothing stands out." in run(config, "insights", "--window", "5m", "--region", "south").stdout
-    assert "Nothing stands out." in run(config, "insights", "--window", "3m", "--until", "2026-03-01T12:37Z").stdout
+    assert "Nothing stands out." in run(config, "insights", "--window", "2m", "--region", "south").stdout
+    assert "Nothing stands out." in run(config, "insights", "--window", "1m", "--until", "2026-03-01T12:37Z").stdout
 
 
 @pytest.mark.usefixtures("lake")
