@@ -38,12 +38,11 @@ def look_back(
         )
     stride = max(1, -(-window.minutes // _LOOKS_MAX))
     moments = [window.end - stride * step * MINUTE for step in range(window.minutes // stride + 1)][::-1]
+    judged = max(window.end - window.start, config.recent_minutes * MINUTE)
     seen: dict[str, tuple[int, Finding]] = {}
     before: set[str] = set()
     for number, moment in enumerate(moments):
-        found = {
-            one.identity: one for one in findings(evidence.until(moment), moment, window.end - window.start, config)
-        }
+        found = {one.identity: one for one in findings(evidence.until(moment), moment, judged, config)}
         for identity, one in found.items():
             if identity in before or len(moments) == 1:
                 since = min(one.since, seen[identity][1].since) if identity in seen else one.since
