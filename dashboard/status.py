@@ -11,7 +11,7 @@ from collector.collect import announced_by
 from collector.config import Config
 from collector.lake import retention
 from collector.lake.lake import Lake, Reader
-from collector.lake.location import Location, locate
+from collector.lake.location import locate
 from collector.lake.lock import holder
 from collector.lake.status import lake_removals, lake_status, spool_bytes, versions
 from collector.telemetry.asked import ask_health
@@ -21,7 +21,7 @@ def read(config: Config) -> dict[str, Any]:
     """The status of a lake, at one snapshot. Raises OperatorError where there is no lake."""
     location = locate(config.storage)
     with Lake(location, read_only=True) as lake, lake.read() as reader:
-        return describe(reader, location, config) | {"retention": _retention(lake, reader, config)}
+        return describe(lake, reader, config)
 
 
 def _retention(lake: Lake, reader: Reader, config: Config) -> dict[str, Any]:
@@ -36,8 +36,9 @@ def _retention(lake: Lake, reader: Reader, config: Config) -> dict[str, Any]:
     }
 
 
-def describe(reader: Reader, location: Location, config: Config) -> dict[str, Any]:
+def describe(lake: Lake, reader: Reader, config: Config) -> dict[str, Any]:
     """The status as the JSON form has it; times are ISO 8601 in UTC."""
+    location = lake.location
     stored = lake_status(reader)
     collector_pid, jobs_pid = holder(location.collector_lock), holder(location.jobs_lock)
     announced = announced_by(location) if collector_pid is not None else None
@@ -59,6 +60,7 @@ def describe(reader: Reader, location: Location, config: Config) -> dict[str, An
             "lag": [asdict(lag) for lag in _lags(reader, config)],
         },
         "folded": _folded(reader),
+        "retention": _retention(lake, reader, config),
         "spool_bytes": spool_bytes(location),
         "tables": [asdict(table) for table in stored.tables],
         "versions": versions() | {"schema": stored.schema_version},

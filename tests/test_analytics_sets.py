@@ -209,7 +209,7 @@ def test_operations_beyond_the_bound_are_folded_and_counted(lake: Lake, remember
             counts = dict(reader.rows(f"SELECT operation, sum(count)::BIGINT FROM {table} GROUP BY 1"))
             assert counts == {"a": 6, "b": 3, "c": 4, OVERFLOW: 11}
         assert list(fold.folded(reader, ["base"])) == [("base", 11, 3)]
-        found = status.describe(reader, lake.location, few)
+        found = status.describe(lake, reader, few)
     assert found["folded"] == [{"set": "base", "spans": 11, "series_max": 3}]
     assert "11 spans of at most 3 series are folded" in status.as_text(found)
 
