@@ -29,6 +29,7 @@ from collector.lake import maintain, retention
 from collector.lake.lake import Lake
 from collector.lake.location import Location
 from collector.lake.merging import MEMORY_BYTES_MAX, open_for_upkeep
+from collector.lake.order import by_tenant_and_time
 from collector.lake.segments import write_segment
 from collector.pipeline import TraceRequest
 from sample_data.emit_files import requests
@@ -100,11 +101,10 @@ def fill(location: Location, spans: int, *, is_sorted: bool) -> dict[str, float]
     with Lake(location, read_only=False) as lake:
         jobs.prepare(lake)
         maintain.configure(lake)
-        if not is_sorted:
-            with lake.write() as transaction:
-                transaction.execute("ALTER TABLE spans RESET SORTED BY")
         for table in repeated(segments, length_ns, spans):
-            path = write_segment(later(table, start_ns).combine_chunks(), location.files / "main" / "spans")
+            rows = later(table, start_ns).combine_chunks()
+            ordered = by_tenant_and_time(rows) if is_sorted else rows
+            path = write_segment(ordered, location.files / "main" / "spans")
             with lake.write() as transaction:
                 transaction.add_files("spans", [path])
     with open_for_upkeep(location, MEMORY_BYTES_MAX[0]) as lake:
@@ -171,7 +171,7 @@ def queries(location: Location) -> dict[str, dict[str, float]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--spans", type=int, nargs="+", default=[1_000_000, 5_000_000])
-    parser.add_argument("--unsorted", action="store_true", help="merge without sorting")
+    parser.add_argument("--unsorted", action="store_true", help="store in the order of arrival")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     results: dict[str, object] = {"machine": describe()}

@@ -23,6 +23,7 @@ from collector.decode.decoder import Decoder
 from collector.errors import InvalidRequestError
 from collector.ingest import SpooledGroup
 from collector.lake.lake import Lake
+from collector.lake.order import by_tenant_and_time
 from collector.lake.segments import write_segment
 from collector.resources import SeenResources
 from collector.spool import Spool
@@ -243,7 +244,7 @@ class Sealer:
             self.failed_spans += attempt.spans
 
     def _write(self, spans: pa.Table, resources: pa.Table, attempt: _Attempt) -> None:
-        segment = write_segment(spans.unify_dictionaries().combine_chunks(), self._folder) if spans.num_rows else None
+        segment = write_segment(by_tenant_and_time(spans), self._folder) if spans.num_rows else None
         try:
             self._commit(segment, resources, attempt)
         except BaseException:

@@ -72,6 +72,12 @@ def nats_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
         yield port
 
 
+@pytest.fixture(autouse=True)
+def _tests_weigh_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Servers inside of the tests' process would refuse requests for what other tests left in its memory."""
+    monkeypatch.setattr("collector.receive.memory.resident_bytes", lambda: 0)
+
+
 LAKE_SPANS = 20_000
 """Traffic follows the clock, errors come in clumps: half a minute of it has some at any time, five seconds may not."""
 

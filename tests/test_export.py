@@ -13,7 +13,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from collector import exporting
@@ -123,7 +123,15 @@ def encoded(payloads: list[bytes]) -> list[bytes]:
     return list(ProtobufEncoder(resources, Mapping(MappingConfig())).requests(spans))
 
 
+REPEATED = [{"key": "messaging.operation.name", "value": {"boolValue": True}}]
+REPEATED_SPAN = {
+    "traceId": f"{1:032x}", "spanId": f"{1:016x}", "startTimeUnixNano": "1", "endTimeUnixNano": "1",
+    "attributes": REPEATED,
+}  # fmt: skip
+
+
 @settings(suppress_health_check=[HealthCheck.too_slow], max_examples=60)
+@example([{"resource": {"attributes": REPEATED}, "scopeSpans": [{"spans": [REPEATED_SPAN]}]}])
 @given(REQUESTS)
 def test_what_is_encoded_decodes_to_the_same_rows_and_resources(resource_spans: list[dict[str, Any]]) -> None:
     import orjson

@@ -376,7 +376,7 @@ def test_ipv6() -> None:
 
 
 def test_logging_is_left_alone() -> None:
-    names = ("uvicorn", "uvicorn.error", "uvicorn.access")
+    names = ("uvicorn", "uvicorn.error")
     before = {name: list(logging.getLogger(name).handlers) for name in names}
     start(grpc="127.0.0.1:0", http="127.0.0.1:0")
     assert {name: list(logging.getLogger(name).handlers) for name in names} == before

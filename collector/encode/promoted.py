@@ -1,8 +1,8 @@
 """Attributes for columns that would not come back by themselves when a span is decoded again.
 
-A column that the resource gives, or the span's name, needs none. Any other is written as an attribute under one of the
-candidates of its mapping, on the span: a standard name that fits the span's component, or where another candidate
-stands on the span already, the first that is tried before that.
+A column that the resource gives, or the span's name, needs none, unless the attribute tells the component. Any other is
+written as an attribute under one of the candidates of its mapping, on the span: a standard name that fits the span's
+component, or where another candidate stands on the span already, the first that is tried before that.
 
 What the lake does not tell, it cannot bring back: an attribute that was no text, integer or boolean, and so filled no
 column, is a text now and may fill one; and where a request's header named the tenant and the span itself another one,
@@ -92,8 +92,15 @@ class _Given:
         if column == "operation":
             given = pc.coalesce(given, self._routes(), self._spans.column("name").combine_chunks().cast(pa.string()))
         same = pc.fill_null(pc.equal(actual, given), False)
+        if column in PREFERRED:
+            same = pc.and_(same, pc.invert(self._is_known_by_attributes()))
         different = pc.and_(actual.is_valid(), pc.invert(same))
         return np.flatnonzero(different.to_numpy(zero_copy_only=False))
+
+    def _is_known_by_attributes(self) -> pa.BooleanArray:
+        """Which spans may be of their component by nothing but an attribute that a column took, for all it repeats."""
+        components = self._spans.column("component").combine_chunks().cast(pa.string())
+        return pc.is_in(components, pa.array(["cache", "topic"]))
 
     def _routes(self) -> pa.StringArray:
         """`METHOD route` of HTTP spans that have both, as the decoder makes it."""

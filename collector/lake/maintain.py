@@ -3,7 +3,7 @@
 A merge holds the commit lock while it rewrites, so each makes one file of at most `MERGED_BYTES_MAX`.
 Files rise through size tiers, each TIER_FILES times the one below and merged once it has that many
 files, so a span is rewritten at most once a tier; segments of a busy collector start in the highest.
-A merged file is sorted by SPANS_ORDER: few row groups hold a tenant, and its texts lie next to their like.
+Rows keep the order that segments have (order.py): sorting again would double what a merge costs.
 """
 
 from __future__ import annotations
@@ -23,7 +23,6 @@ log = logging.getLogger(__name__)
 MERGED_BYTES_MAX = 12 * 10**6
 TIER_BYTES: tuple[tuple[int, int], ...] = ((0, 2**17), (2**17, 2**20), (2**20, 2**23))
 TIER_FILES = 8
-SPANS_ORDER = ("tenant", "start_time")
 FILES_GRACE_SECONDS = 600.0
 # DuckLake 1.0 compares this age with a SQLite catalog as text, which ranks all times of one date alike: with two
 # days it never forgets a file that is younger than one.
@@ -38,13 +37,6 @@ SELECT f.file_size_bytes
 FROM {_METADATA}.ducklake_data_file f JOIN {_METADATA}.ducklake_table t USING (table_id)
 WHERE f.end_snapshot IS NULL AND t.end_snapshot IS NULL AND t.table_name = ?
 ORDER BY f.data_file_id
-"""
-_ORDER_SQL = f"""
-SELECT e.expression
-FROM {_METADATA}.ducklake_sort_expression e JOIN {_METADATA}.ducklake_sort_info i USING (sort_id, table_id)
-JOIN {_METADATA}.ducklake_table t USING (table_id)
-WHERE i.end_snapshot IS NULL AND t.end_snapshot IS NULL AND t.table_name = ?
-ORDER BY e.sort_key_index
 """
 _UNREAD_SQL = f"""
 SELECT count(*)
@@ -74,14 +66,11 @@ def configure(lake: Lake) -> None:
     }
     with lake.read() as reader:
         present = dict(reader.rows(f"SELECT option_name, value FROM {engine.CATALOG}.options() WHERE scope = 'GLOBAL'"))
-        order = tuple(column for (column,) in reader.rows(_ORDER_SQL, [SPANS]))
-    if all(name in present for name in options) and order == SPANS_ORDER:
+    if all(name in present for name in options):
         return
     with lake.write() as transaction:
         for name, value in options.items():
             transaction.execute(f"CALL {engine.CATALOG}.set_option(?, ?)", [name, value])
-        if order != SPANS_ORDER:
-            transaction.execute(f"ALTER TABLE {SPANS} SET SORTED BY ({', '.join(f'{c} ASC' for c in SPANS_ORDER)})")
 
 
 def plan(sizes: Sequence[int]) -> tuple[int, int] | None:

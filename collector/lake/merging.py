@@ -27,8 +27,8 @@ from collector.lake.location import Location, locate
 
 # On two threads a merge takes more than twice the CPU time that it takes on one, and twice the memory.
 _THREADS = 1
-# The first suffices to sort the usual spans of a merge; the others are for spans with kilobytes of text each.
-MEMORY_BYTES_MAX = (256 * 2**20, 512 * 2**20, 1024 * 2**20)
+# The first suffices for the usual spans; the others are for spans with kilobytes of text each.
+MEMORY_BYTES_MAX = (128 * 2**20, 256 * 2**20, 512 * 2**20, 1024 * 2**20)
 
 
 def main() -> int:
@@ -73,13 +73,18 @@ def open_for_upkeep(location: Location, memory_bytes_max: int) -> Iterator[Lake]
 
 
 def merge_all(lake: Lake, stopping: threading.Event) -> None:
-    """Merge until nothing is due. Raises duckdb.Error and OSError."""
+    """Merge until nothing is due. Raises duckdb.Error and OSError.
+
+    A pause as long as each merge follows it: the lock goes to whoever asks first, and a process that asks again at once
+    would keep seals from it.
+    """
     while not stopping.is_set():
-        started_at_ns = time.time_ns()
+        started_at_ns, started = time.time_ns(), time.monotonic()
         files = maintain.merge_once(lake, retention.SPANS)
         if not files:
             break
         print(json.dumps({"files": files, "started_at_ns": started_at_ns}), flush=True)
+        stopping.wait(time.monotonic() - started)
 
 
 if __name__ == "__main__":
