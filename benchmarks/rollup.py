@@ -1,8 +1,8 @@
 """Rollups: spans per CPU-second of a catch-up, and the cost of a fixed increment over more and more stored spans.
 
-    python -m benchmarks.rollup [--stored 100000 1000000 5000000] [--base-only] [--json FILE]
+    POLARS_MAX_THREADS=1 python -m benchmarks.rollup [--stored 100000 1000000 5000000] [--base-only] [--json FILE]
 
-CPU time of this process (all threads). Spans: 48 tenants of Zipf-like sizes with home regions, 12 operations,
+CPU time of this process (all threads; `spanlake analyze` gives polars one). Spans: 48 tenants of Zipf-like sizes with home regions, 12 operations,
 10,000 spans/s, 12 hosts a region and service, log-normal durations, in segments of 200,000 as the collector writes
 them.
 """

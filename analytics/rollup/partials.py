@@ -74,7 +74,8 @@ def partials(spans: pl.DataFrame, dimensions: Sequence[str] = DIMENSIONS) -> pl.
     if spans.is_empty():
         return schema.to_frame()
     rows = _rows(spans, dimensions)
-    counted = rows.group_by("group").agg(*_COUNTS, pl.col("row").first())
+    weights = _UNKNOWN_WEIGHTS if spans["sample_weight"].null_count() == len(spans) else _WEIGHTS
+    counted = rows.group_by("group").agg(*_COUNTS, *weights, pl.col("row").first())
     buckets = _counted(rows, pl.col("bucket").cast(pl.Int64) - ZERO_INDEX)
     seconds = _counted(rows, pl.col("second"))
     sums, latency, second = pl.collect_all(
@@ -133,13 +134,22 @@ _COUNTS = (
     pl.col("cache_hit").sum().alias("hits"),
     (pl.col("cache_hit").count() - pl.col("cache_hit").sum()).alias("misses"),
     pl.col("payload_bytes").sum().alias("bytes"),
+    pl.lit(0, pl.Int64).alias("folded_series"),
+    pl.col("duration_ns").cast(pl.Int128).sum().alias("duration_sum_ns"),
+    pl.col("duration_ns").max().alias("duration_max_ns"),
+)
+_WEIGHTS = (
     pl.col("weight").sum().alias("weighted_count"),
     pl.col("error_weight").sum().alias("weighted_errors"),
     pl.col("weight_square").sum().alias("weight_squares"),
     pl.col("sample_weight").null_count().alias("unknown_weight_count"),
-    pl.lit(0, pl.Int64).alias("folded_series"),
-    pl.col("duration_ns").cast(pl.Int128).sum().alias("duration_sum_ns"),
-    pl.col("duration_ns").max().alias("duration_max_ns"),
+)
+# Where no weight is known, which is usual, each is 1: counts say the same for less.
+_UNKNOWN_WEIGHTS = (
+    pl.len().cast(pl.Float64).alias("weighted_count"),
+    pl.col("is_error").sum().cast(pl.Float64).alias("weighted_errors"),
+    pl.len().cast(pl.Float64).alias("weight_squares"),
+    pl.len().alias("unknown_weight_count"),
 )
 
 

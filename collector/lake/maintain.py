@@ -21,7 +21,7 @@ from collector.lake.segments import TEMPORARY_SUFFIX
 log = logging.getLogger(__name__)
 
 MERGED_BYTES_MAX = 12 * 10**6
-TIER_BYTES: tuple[tuple[int, int], ...] = ((0, 2**17), (2**17, 2**20), (2**20, 2**23))
+TIER_BYTES: tuple[tuple[int, int], ...] = ((0, 2**17), (2**17, 2**20), (2**20, 2**22))
 TIER_FILES = 8
 FILES_GRACE_SECONDS = 600.0
 # DuckLake 1.0 compares this age with a SQLite catalog as text, which ranks all times of one date alike: with two
