@@ -2,9 +2,9 @@
 
     POLARS_MAX_THREADS=1 python -m benchmarks.rollup [--stored 100000 1000000 5000000] [--base-only] [--json FILE]
 
-CPU time of this process (all threads; `spanlake analyze` gives polars one). Spans: 48 tenants of Zipf-like sizes with home regions, 12 operations,
-10,000 spans/s, 12 hosts a region and service, log-normal durations, in segments of 200,000 as the collector writes
-them.
+CPU time of this process (all threads; `spanlake analyze` gives polars one). Spans: 48 tenants of Zipf-like sizes with
+home regions, 12 operations, 10,000 spans/s, 12 hosts a region and service, log-normal durations, in segments of
+200,000 as the collector writes them.
 """
 
 from __future__ import annotations
