@@ -2,8 +2,8 @@
 
     python -m benchmarks.memory [SECONDS]
 
-Prints for gRPC and HTTP: what was sent and acknowledged, how requests were refused, the peak against the limit, and
-what is resident ten seconds later.
+Prints for gRPC, for HTTP, and for both at once: what was sent and acknowledged, how requests were refused, the peak
+against the limit, and what is resident ten seconds later.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,7 +29,7 @@ from benchmarks.machine import describe
 from benchmarks.receive import EXPORT, request_of
 
 COLLECTOR = Path(__file__).parents[1] / "tests/applications/slow_collector.py"
-LIMIT_BYTES = 896 * 2**20
+LIMIT_BYTES = 960 * 2**20
 SPOOL_BYTES = 256 * 2**20
 COMMIT_SECONDS = 0.1
 """For about a group of 8 MiB, which comes to a fifth of what the clients can send."""
@@ -131,7 +131,11 @@ def unique(number: int, turn: int) -> bytes:
     return b"\xa2\x06\x10" + number.to_bytes(8, "big") + turn.to_bytes(8, "big")
 
 
-async def peak_while(process: psutil.Process, flood: asyncio.Task[None]) -> int:
+Flood = Callable[[str, bytes, float, Sent], Awaitable[None]]
+PROTOCOLS: dict[Flood, str] = {flood_grpc: "grpc", flood_http: "http"}
+
+
+async def peak_while(process: psutil.Process, flood: asyncio.Future[list[None]]) -> int:
     """The largest resident size in bytes while a flood is on."""
     peak = 0
     while not flood.done():
@@ -142,7 +146,7 @@ async def peak_while(process: psutil.Process, flood: asyncio.Task[None]) -> int:
 
 
 async def measure(seconds: float) -> None:
-    """Print one row for each protocol."""
+    """Print one row for each protocol, and one for both at once."""
     payload = request_of(REQUEST_SPANS)
     mebi = 2**20
     print(json.dumps(describe()))
@@ -151,14 +155,20 @@ async def measure(seconds: float) -> None:
         f"limit {LIMIT_BYTES / mebi:.0f} MiB"
     )
     print(f"{'':5} {'start':>6} {'peak':>6} {'later':>6} MiB  acknowledged MiB/s  answers")
-    for name, flood in (("grpc", flood_grpc), ("http", flood_http)):
+    floods: dict[str, tuple[Flood, ...]] = {
+        "grpc": (flood_grpc,),
+        "http": (flood_http,),
+        "both": (flood_grpc, flood_http),
+    }
+    for name, parts in floods.items():
         with (
             tempfile.TemporaryDirectory() as folder,
             collector(Path(folder) / "data", COMMIT_SECONDS, LIMIT_BYTES, SPOOL_BYTES) as (process, addresses),
         ):
             start, sent = process.memory_info().rss, Sent()
             until = time.monotonic() + seconds
-            peak = await peak_while(process, asyncio.create_task(flood(addresses[name], payload, until, sent)))
+            flooding = (part(addresses[PROTOCOLS[part]], payload, until, sent) for part in parts)
+            peak = await peak_while(process, asyncio.gather(*flooding))
             await asyncio.sleep(CALM_SECONDS)
             later = process.memory_info().rss
         print(

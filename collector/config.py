@@ -62,8 +62,8 @@ class CollectorConfig(Section):
     )
     memory_bytes_max: int = Field(
         1408 * 2**20,
-        ge=896 * 2**20,
-        description="resident bytes of the process, on Linux; from 384 MiB below: retryable refusal",
+        ge=960 * 2**20,
+        description="resident bytes of the process, on Linux; from 448 MiB below: retryable refusal",
     )
     spool_bytes_max: int = Field(
         8 * 2**30, ge=2**20, description="bytes in the spool, not yet in the lake; beyond: retryable refusal"

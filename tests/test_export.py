@@ -128,9 +128,11 @@ REPEATED_SPAN = {
     "traceId": f"{1:032x}", "spanId": f"{1:016x}", "startTimeUnixNano": "1", "endTimeUnixNano": "1",
     "attributes": REPEATED,
 }  # fmt: skip
+NAMELESS_SPAN = REPEATED_SPAN | {"attributes": [{"key": "cache.more", "value": {"intValue": "1"}}]}
 
 
 @settings(suppress_health_check=[HealthCheck.too_slow], max_examples=60)
+@example([{"resource": {}, "scopeSpans": [{"spans": [NAMELESS_SPAN]}]}])
 @example([{"resource": {"attributes": REPEATED}, "scopeSpans": [{"spans": [REPEATED_SPAN]}]}])
 @given(REQUESTS)
 def test_what_is_encoded_decodes_to_the_same_rows_and_resources(resource_spans: list[dict[str, Any]]) -> None:

@@ -28,7 +28,7 @@ from collector.receive.intake import Intake
 from collector.receive.memory import RESERVE_BYTES, Memory, MemoryLimitError, release, resident_bytes
 from collector.tenants.gate import open_gate
 
-LIMIT_BYTES = 896 * 2**20
+LIMIT_BYTES = 960 * 2**20
 FLOOD_SECONDS = 1.5
 CALM_SECONDS = 20.0
 

@@ -2,7 +2,7 @@
 
 A column that the resource gives, or the span's name, needs none, unless the attribute tells the component. Any other is
 written as an attribute under one of the candidates of its mapping, on the span: a standard name that fits the span's
-component, or where another candidate stands on the span already, the first that is tried before that.
+component, or where another candidate stands on the span or its resource already, the first that is tried before that.
 
 What the lake does not tell, it cannot bring back: an attribute that was no text, integer or boolean, and so filled no
 column, is a text now and may fill one; and where a request's header named the tenant and the span itself another one,
@@ -21,7 +21,7 @@ import pyarrow.compute as pc
 
 from collector.decode import semantics
 from collector.decode.anyvalue import Kind, Value
-from collector.decode.semantics import ColumnValue, Mapping
+from collector.decode.semantics import Candidate, ColumnValue, Mapping
 
 # By component; "" for those that are not listed. A component whose attributes all moved is known by these again.
 PREFERRED: dict[str, dict[str, str]] = {
@@ -30,6 +30,8 @@ PREFERRED: dict[str, dict[str, str]] = {
     "cache_hit": {"": "cache.hit"},
     "payload_bytes": {"topic": "messaging.message.body.size", "cache": "cache.item.size", "": "payload.bytes"},
 }
+
+_NOTHING = np.empty(0, np.int64), np.empty(0, np.bool_)
 
 
 @dataclass(frozen=True)
@@ -51,12 +53,12 @@ def restored(spans: pa.Table, resources: dict[str, dict[str, str]], mapping: Map
     parts = []
     for column in semantics.COLUMNS:
         candidates = [c for c in mapping.candidates[column] if c.on_span]
-        rows = given.differing(column) if candidates else np.empty(0, np.int64)
+        rows, is_given = given.to_tell(column) if candidates else _NOTHING
         if not rows.size:
             continue
         values = spans.column(column).combine_chunks()
         values = values.cast(pa.string()) if pa.types.is_dictionary(values.type) else values
-        keys = given.keys(column, rows, components.take(pa.array(rows)))
+        rows, keys = given.keys(column, rows, is_given, components.take(pa.array(rows)))
         parts.append(Restored(rows, keys, values.take(pa.array(rows))))
     return parts
 
@@ -79,23 +81,27 @@ class _Given:
         self._owner = np.repeat(np.arange(len(maps)), counts)
         self._values = maps.items
 
-    def differing(self, column: str) -> npt.NDArray[np.int64]:
-        """The rows whose value, not null, is another one than what is given."""
+    def to_tell(self, column: str) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
+        """The rows whose value, not null, may need an attribute, and which of them are given the same value anyway."""
         actual = self._spans.column(column).combine_chunks()
         if pa.types.is_dictionary(actual.type):
             actual = actual.cast(pa.string())
         if actual.null_count == len(actual):
-            return np.empty(0, np.int64)
+            return _NOTHING
         default = semantics.DEFAULTS.get(column)
         by_resource: list[ColumnValue | None] = [found.get(column, (0, default))[1] for found in self._columns]
         given = pa.array(by_resource, actual.type).take(self._resource)
         if column == "operation":
             given = pc.coalesce(given, self._routes(), self._spans.column("name").combine_chunks().cast(pa.string()))
         same = pc.fill_null(pc.equal(actual, given), False)
+        told = actual.is_valid()
+        if pa.types.is_string(actual.type):  # an empty text never came from an attribute
+            told = pc.and_(told, pc.not_equal(actual, "").fill_null(False))
+        different = pc.and_(told, pc.invert(same))
         if column in PREFERRED:
-            same = pc.and_(same, pc.invert(self._is_known_by_attributes()))
-        different = pc.and_(actual.is_valid(), pc.invert(same))
-        return np.flatnonzero(different.to_numpy(zero_copy_only=False))
+            different = pc.or_(different, pc.and_(told, self._is_known_by_attributes()))
+        rows = np.flatnonzero(different.to_numpy(zero_copy_only=False))
+        return rows, same.to_numpy(zero_copy_only=False)[rows]
 
     def _is_known_by_attributes(self) -> pa.BooleanArray:
         """Which spans may be of their component by nothing but an attribute that a column took, for all it repeats."""
@@ -117,20 +123,42 @@ class _Given:
             position[self._owner[found]] = found
         return self._values.take(pa.array(position, mask=position < 0))
 
-    def keys(self, column: str, rows: npt.NDArray[np.int64], components: pa.StringArray) -> pa.StringArray:
-        """For each of these rows the key under which the column's value comes back."""
+    def keys(
+        self,
+        column: str,
+        rows: npt.NDArray[np.int64],
+        is_given: npt.NDArray[np.bool_],
+        components: pa.StringArray,
+    ) -> tuple[npt.NDArray[np.int64], pa.StringArray]:
+        """Of these rows those that need a key, and the key under which the column's value comes back.
+
+        What the resource gives wins over a span's candidate that is tried after it: no such one was moved.
+        """
         candidates = [c for c in self._mapping.candidates[column] if c.on_span]
         present = self._present([c.key for c in candidates])[rows]
+        before = self._before_resource(column, candidates)[rows]
         first_present = np.where(present.any(axis=1), present.argmax(axis=1), len(candidates))
-        first_free = np.where(present.all(axis=1), 0, (~present).argmax(axis=1))
+        free = before & ~present
+        first_free = free.argmax(axis=1)
         position = {c.key: i for i, c in enumerate(candidates)}
         preferences = PREFERRED.get(column, {})
         encoded = components.dictionary_encode()
         wanted = np.array(
             [position.get(preferences.get(name, preferences.get("", "")), 0) for name in encoded.dictionary.to_pylist()]
         )[encoded.indices.to_numpy()]
-        chosen = np.where(wanted < first_present, wanted, first_free)
-        return pa.array([c.key for c in candidates]).take(pa.array(chosen))
+        fits = (wanted < first_present) & before[np.arange(len(rows)), wanted]
+        chosen = np.where(fits, wanted, first_free)
+        needed = fits | (free.any(axis=1) & ~is_given)
+        return rows[needed], pa.array([c.key for c in candidates]).take(pa.array(chosen[needed]))
+
+    def _before_resource(self, column: str, candidates: list[Candidate]) -> npt.NDArray[np.bool_]:
+        """Which candidates come before what the resource gives: a matrix of spans by candidates."""
+        last = len(self._mapping.candidates[column])
+        ranks = np.array([found.get(column, (last, None))[0] for found in self._columns])
+        before: npt.NDArray[np.bool_] = (
+            np.array([c.rank for c in candidates]) <= ranks[self._resource.to_numpy()][:, None]
+        )
+        return before
 
     def _present(self, keys: list[str]) -> npt.NDArray[Any]:
         """Which spans have which of these attributes: a matrix of spans by keys."""

@@ -18,7 +18,7 @@ log = logging.getLogger(__name__)
 
 LOOK_SECONDS = 0.1
 RELEASE_SECONDS = 1.0
-RESERVE_BYTES = 384 * 2**20
+RESERVE_BYTES = 448 * 2**20
 """What those that were taken before need while they are decoded and sealed; measured by benchmarks/memory.py."""
 _STATM = Path("/proc/self/statm")
 
