@@ -6,6 +6,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 LOCK_VENV := build/lock-venv
 PYTEST_ARGS ?=
+TEST_PROCESSES ?= 2
 
 .PHONY: help setup demo up test javascript exporters faults fuzz invariant evaluate docs lock
 
@@ -42,7 +43,7 @@ up: setup
 test: setup
 	$(BIN)/ruff check
 	$(BIN)/mypy
-	$(BIN)/pytest $(PYTEST_ARGS)
+	$(BIN)/pytest --numprocesses $(TEST_PROCESSES) --dist loadfile $(PYTEST_ARGS)
 
 APPLICATIONS := tests/applications
 JAVASCRIPT_INSTALLED := $(APPLICATIONS)/javascript/node_modules/.package-lock.json
