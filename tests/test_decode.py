@@ -12,6 +12,7 @@ from opentelemetry.proto.trace.v1.trace_pb2 import Span
 
 from collector.config import LimitsConfig, MappingConfig
 from collector.decode import origins, wire
+from collector.decode.anyvalue import Budget
 from collector.decode.decoder import Decoded, Decoder
 from collector.errors import InvalidRequestError
 from collector.pipeline import TraceRequest
@@ -239,6 +240,20 @@ def test_swarms_of_empty_messages_are_refused(name: str) -> None:
         decode(swarm)
 
 
+@pytest.mark.parametrize("name", ["resource", "scope", "array", "map"])
+def test_swarms_that_python_walks_are_refused(name: str) -> None:
+    swarm = field(1, b"") * 400_001
+    ids = span_of().SerializeToString()
+    payload = {
+        "resource": field(1, field(1, swarm) + field(2, field(2, ids))),
+        "scope": field(1, field(2, field(1, field(3, b"") * 400_001) + field(2, ids))),
+        "array": field(1, field(2, field(2, ids + field(9, field(1, b"k") + field(2, field(5, swarm)))))),
+        "map": field(1, field(2, field(2, ids + field(9, field(1, b"k") + field(2, field(6, swarm)))))),
+    }[name]
+    with pytest.raises(InvalidRequestError, match="more than 400000 elements in one request; send smaller batches"):
+        decode(payload)
+
+
 @pytest.mark.parametrize(("name", "number"), [("attributes", 9), ("events", 11), ("links", 13)])
 def test_swarms_inside_spans_are_refused(name: str, number: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(wire, "ITEMS_MAX", 10)
@@ -381,10 +396,10 @@ def test_resource_ids_follow_content_and_schema_url() -> None:
 def test_caches_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(origins, "ENTRIES_MAX", 3)
     made: list[bytes] = []
-    cache: origins.Origins[bytes] = origins.Origins(lambda raw, _: made.append(raw) or raw)  # type: ignore[func-returns-value]
+    cache: origins.Origins[bytes] = origins.Origins(lambda raw, *_: made.append(raw) or raw)  # type: ignore[func-returns-value]
     for raw in (b"a", b"b", b"c", b"a", b"d", b"a", b"b"):
-        cache._get(raw, "")
+        cache._get(raw, "", Budget())
     assert made == [b"a", b"b", b"c", b"d", b"b"]
     monkeypatch.setattr(origins, "BYTES_MAX", 4)
-    cache._get(b"12345678", "")
+    cache._get(b"12345678", "", Budget())
     assert not cache._items

@@ -265,7 +265,7 @@ def status_field(code: grpc.StatusCode) -> bytes:
     ("encoding", "message", "code"),
     [
         ("snappy", b"\x00\x01\x02", Code.INTERNAL),
-        ("gzip", gzip.compress(REQUEST)[:-3], Code.INVALID_ARGUMENT),
+        ("gzip", gzip.compress(REQUEST, mtime=0)[:-3], Code.INVALID_ARGUMENT),
         ("gzip", b"\x1f\x8b\x08\x00 corrupt from here on", Code.INVALID_ARGUMENT),
         ("deflate", zlib.compress(REQUEST)[:-3], Code.INVALID_ARGUMENT),
     ],

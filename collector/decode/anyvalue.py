@@ -18,6 +18,7 @@ from collector.errors import InvalidRequestError
 
 DEPTH_MAX = 32
 CUT = "..."
+FIELDS_MAX = 400_000
 _GROUPS_MAX = 100
 
 
@@ -41,6 +42,24 @@ class Value:
     integer: int = 0
 
 
+class Budget:
+    """How many more fields are walked: each takes microseconds in Python, and an empty one two bytes of a request."""
+
+    __slots__ = ("left",)
+
+    def __init__(self, fields_max: int = FIELDS_MAX) -> None:
+        self.left = fields_max
+
+    def take(self) -> None:
+        """Count one field. Raises InvalidRequestError where it is one too many."""
+        self.left -= 1
+        if self.left < 0:
+            raise InvalidRequestError(
+                f"nested values and attributes of resources and scopes: more than {FIELDS_MAX} elements in one "
+                "request; send smaller batches"
+            )
+
+
 def _invalid(what: str) -> InvalidRequestError:
     return InvalidRequestError(f"not an ExportTraceServiceRequest: {what}")
 
@@ -59,10 +78,11 @@ def _varint(data: bytes, position: int) -> tuple[int, int]:
     raise _invalid("a number is longer than 10 bytes")
 
 
-def _fields(data: bytes) -> Iterator[tuple[int, int, int | bytes]]:
+def _fields(data: bytes, budget: Budget) -> Iterator[tuple[int, int, int | bytes]]:
     """Yield (field number, wire type, value) of a message; numbers for wire types 0, 1, 5, bytes for 2."""
     position, groups = 0, list[int]()
     while position < len(data):
+        budget.take()
         tag, position = _varint(data, position)
         number, wire = tag >> 3, tag & 7
         if not 0 < number < 1 << 29:
@@ -100,9 +120,9 @@ def _text(raw: bytes) -> str:
         raise _invalid(f"a string is not UTF-8 ({error})") from error
 
 
-def parse_value(raw: bytes) -> Value:
+def parse_value(raw: bytes, budget: Budget) -> Value:
     """The AnyValue of these bytes. Raises InvalidRequestError."""
-    number, content = _chosen(raw)
+    number, content = _chosen(raw, budget)
     if number == 1:
         text = _text(_bytes(content))
         return Value(Kind.STRING if text else Kind.EMPTY_STRING, text)
@@ -113,7 +133,7 @@ def parse_value(raw: bytes) -> Value:
         return Value(Kind.INT, str(integer), integer)
     if number == 0:
         return Value(Kind.OTHER, "")
-    found = _json(number, content, 1)
+    found = _json(number, content, 1, budget)
     text = found if isinstance(found, str) else orjson.dumps(found).decode()
     return Value(Kind.DOUBLE if number == 4 else Kind.OTHER, text)
 
@@ -121,10 +141,10 @@ def parse_value(raw: bytes) -> Value:
 _WIRE_TYPES = {1: 2, 2: 0, 3: 0, 4: 1, 5: 2, 6: 2, 7: 2}
 
 
-def _chosen(raw: bytes) -> tuple[int, int | bytes]:
+def _chosen(raw: bytes, budget: Budget) -> tuple[int, int | bytes]:
     """Number and content of the member that is set, (0, 0) where none is: the last one wins, messages merge."""
     chosen, parts = 0, list[int | bytes]()
-    for number, wire, value in _fields(raw):
+    for number, wire, value in _fields(raw, budget):
         if _WIRE_TYPES.get(number) != wire:
             continue
         if number == 1:
@@ -149,7 +169,7 @@ def _signed(content: int | bytes) -> int:
     return number - (1 << 64) if number >> 63 else number
 
 
-def _json(number: int, content: int | bytes, depth: int) -> object:
+def _json(number: int, content: int | bytes, depth: int, budget: Budget) -> object:
     """The chosen member of an AnyValue as orjson takes it."""
     if isinstance(content, int):
         plain = {0: lambda: None, 2: lambda: bool(content), 3: lambda: _signed(content)}
@@ -160,12 +180,12 @@ def _json(number: int, content: int | bytes, depth: int) -> object:
         return base64.b64encode(content).decode()
     if depth > DEPTH_MAX:
         return CUT
-    items = [_bytes(value) for field, wire, value in _fields(content) if (field, wire) == (1, 2)]
+    items = [_bytes(value) for field, wire, value in _fields(content, budget) if (field, wire) == (1, 2)]
     if number == 5:
-        return [_json(*_chosen(item), depth + 1) for item in items]
+        return [_json(*_chosen(item, budget), depth + 1, budget) for item in items]
     # Of a key that comes twice the last value counts, as JSON has it.
-    last = dict(_key_value(item) for item in items)
-    return {key: _json(*_chosen(raw), depth + 1) for key, raw in last.items()}
+    last = dict(_key_value(item, budget) for item in items)
+    return {key: _json(*_chosen(raw, budget), depth + 1, budget) for key, raw in last.items()}
 
 
 def _double(bits: int) -> float | str:
@@ -177,10 +197,10 @@ def _double(bits: int) -> float | str:
     return number
 
 
-def _key_value(raw: bytes) -> tuple[str, bytes]:
+def _key_value(raw: bytes, budget: Budget) -> tuple[str, bytes]:
     """Key and serialized AnyValue of a KeyValue; a value sent in parts is merged, as protobuf says."""
     key, parts = "", list[bytes]()
-    for number, wire, value in _fields(raw):
+    for number, wire, value in _fields(raw, budget):
         if (number, wire) == (1, 2):
             key = _text(_bytes(value))
         elif (number, wire) == (2, 2):
@@ -202,35 +222,35 @@ class Origin:
     cut_sizes: dict[str, int] = field(default_factory=dict)
 
 
-def parse_resource(raw: bytes) -> Origin:
+def parse_resource(raw: bytes, budget: Budget) -> Origin:
     """The Resource of these bytes. Raises InvalidRequestError."""
     attributes: dict[str, Value] = {}
     dropped = 0
-    for number, wire, value in _fields(raw):
+    for number, wire, value in _fields(raw, budget):
         if (number, wire) == (1, 2):
-            _add(attributes, _bytes(value))
+            _add(attributes, _bytes(value), budget)
         elif (number, wire) == (2, 0) and isinstance(value, int):
             dropped = value & 0xFFFF_FFFF
     return Origin(attributes, dropped)
 
 
-def parse_scope(raw: bytes) -> Origin:
+def parse_scope(raw: bytes, budget: Budget) -> Origin:
     """The InstrumentationScope of these bytes. Raises InvalidRequestError."""
     attributes: dict[str, Value] = {}
     dropped = 0
     texts = {1: "", 2: ""}
-    for number, wire, value in _fields(raw):
+    for number, wire, value in _fields(raw, budget):
         if number in texts and wire == 2:
             texts[number] = _text(_bytes(value))
         elif (number, wire) == (3, 2):
-            _add(attributes, _bytes(value))
+            _add(attributes, _bytes(value), budget)
         elif (number, wire) == (4, 0) and isinstance(value, int):
             dropped = value & 0xFFFF_FFFF
     return Origin(attributes, dropped, texts[1], texts[2])
 
 
-def _add(attributes: dict[str, Value], raw: bytes) -> None:
-    key, serialized = _key_value(raw)
+def _add(attributes: dict[str, Value], raw: bytes, budget: Budget) -> None:
+    key, serialized = _key_value(raw, budget)
     # The last of a key stands where it was sent, not where the first one was.
     attributes.pop(key, None)
-    attributes[key] = parse_value(serialized)
+    attributes[key] = parse_value(serialized, budget)

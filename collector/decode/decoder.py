@@ -58,8 +58,8 @@ class Decoder:
         self._mapping = Meaning(mapping)
         self._limits = bounds = limits or LimitsConfig()
         columns = self._mapping.resource_columns
-        self._resources = Origins[Resource](lambda raw, url: make_resource(raw, url, bounds, columns))
-        self._scopes = Origins[Scope](lambda raw, url: make_scope(raw, url, bounds))
+        self._resources = Origins[Resource](lambda raw, url, budget: make_resource(raw, url, budget, bounds, columns))
+        self._scopes = Origins[Scope](lambda raw, url, budget: make_scope(raw, url, budget, bounds))
 
     def decode(self, requests: Sequence[TraceRequest]) -> Decoded:
         """Decode a group together. Safe to call from one thread at a time.

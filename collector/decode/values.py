@@ -15,7 +15,7 @@ import numpy.typing as npt
 import orjson
 import pyarrow as pa
 
-from collector.decode.anyvalue import Kind, Value, parse_value
+from collector.decode.anyvalue import Budget, Kind, Value, parse_value
 from collector.decode.wire import Bytes, Int32s, KeyValues, checked, strip_string_header
 
 Positions = npt.NDArray[Any]
@@ -202,7 +202,8 @@ def _others(built: _Builder, source: KeyValues, which: Positions) -> None:
     bounds = zip(source.start[which].tolist(), source.end[which].tolist(), strict=True)
     slots: dict[bytes, int] = {}
     slot = np.array([slots.setdefault(raw[start:end], len(slots)) for start, end in bounds], np.int32)
-    found: list[Value] = [parse_value(key) for key in slots]
+    budget = Budget()
+    found: list[Value] = [parse_value(key, budget) for key in slots]
     first = built.add(pa.array([value.text for value in found], pa.string()))
     built.kind[which] = np.array([value.kind for value in found], np.uint8)[slot]
     built.integer[which] = np.array([value.integer for value in found], np.int64)[slot]
