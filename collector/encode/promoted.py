@@ -12,7 +12,6 @@ that other one is replaced.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -135,9 +134,9 @@ class _Given:
         What the resource gives wins over a span's candidate that is tried after it: no such one was moved.
         """
         candidates = [c for c in self._mapping.candidates[column] if c.on_span]
-        present = self._present([c.key for c in candidates])[rows]
+        present, filled = (matrix[rows] for matrix in self._present([c.key for c in candidates]))
         before = self._before_resource(column, candidates)[rows]
-        first_present = np.where(present.any(axis=1), present.argmax(axis=1), len(candidates))
+        first_filled = np.where(filled.any(axis=1), filled.argmax(axis=1), len(candidates))
         free = before & ~present
         first_free = free.argmax(axis=1)
         position = {c.key: i for i, c in enumerate(candidates)}
@@ -146,7 +145,7 @@ class _Given:
         wanted = np.array(
             [position.get(preferences.get(name, preferences.get("", "")), 0) for name in encoded.dictionary.to_pylist()]
         )[encoded.indices.to_numpy()]
-        fits = (wanted < first_present) & before[np.arange(len(rows)), wanted]
+        fits = (wanted < first_filled) & free[np.arange(len(rows)), wanted]
         chosen = np.where(fits, wanted, first_free)
         needed = fits | (free.any(axis=1) & ~is_given)
         return rows[needed], pa.array([c.key for c in candidates]).take(pa.array(chosen[needed]))
@@ -160,13 +159,16 @@ class _Given:
         )
         return before
 
-    def _present(self, keys: list[str]) -> npt.NDArray[Any]:
-        """Which spans have which of these attributes: a matrix of spans by keys."""
-        found = np.zeros((self._spans.num_rows, len(keys)), np.bool_)
+    def _present(self, keys: list[str]) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
+        """Which spans have which of these attributes, and which of them hold a text: matrices of spans by keys."""
+        present = np.zeros((self._spans.num_rows, len(keys)), np.bool_)
         which = pc.index_in(self._keys, pa.array(keys)).fill_null(-1).to_numpy(zero_copy_only=False)
         at = np.flatnonzero(which >= 0)
-        found[self._owner[at], which[at]] = True
-        return found
+        present[self._owner[at], which[at]] = True
+        filled = np.zeros_like(present)
+        has_text = pc.greater(pc.binary_length(self._values), 0).fill_null(False).to_numpy(zero_copy_only=False)
+        filled[self._owner[at], which[at]] = has_text[at]
+        return present, filled
 
 
 def _kind(text: str) -> Kind:
