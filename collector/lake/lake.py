@@ -133,7 +133,7 @@ class Lake:
         """
         self.location = location
         self.read_only = read_only
-        self._read_seconds_max = read_seconds_max
+        self._read_seconds_max: float | None = None
         self._root = engine.connect(memory_bytes_max, threads, cache_files=read_only, spill_folder=spill_folder)
         if read_only:
             location.require()
@@ -143,6 +143,7 @@ class Lake:
                 engine.attach(self._root, location, read_only=False)
         with self.read() as reader:
             check_version(reader, location)
+        self._read_seconds_max = read_seconds_max
 
     def close(self) -> None:
         """Detach. Safe to call twice."""
