@@ -3,8 +3,8 @@
     python -m benchmarks.suite [--full] [--sizes 1e6 1e7] [--only ingest] [--json FILE]
 
 Ingest by the shape of requests, acknowledgements, commits, memory, idle, start, merges, rollups, queries. What has to
-do with the speed of the machine is shown in proportion to a baseline of the same run (baselines.py). Quick takes three to
-five minutes; full repeats everything that is short three times and tells the spread. --sizes says for how many stored
+do with the speed of the machine is shown in proportion to a baseline of the same run (baselines.py). Quick takes five
+to ten minutes; full repeats all but what is stored three times and tells the spread. --sizes says for how many stored
 spans merges, rollups and queries are measured, a million by default; ten million take about ten times as long.
 """
 
