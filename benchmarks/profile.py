@@ -2,6 +2,7 @@
 
 What each thread took, the kernel tells (/proc/PID/task); where a thread of Python spent it, samples of its stacks tell
 (py-spy, https://github.com/benfred/py-spy, which must be installed). A thread of a library counts whole, by its name.
+Merges are not in it: they run in processes of their own.
 """
 
 from __future__ import annotations

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from benchmarks import baselines, compare, senders, suite
 from benchmarks.process import quantile
+from benchmarks.profile import OTHER, stage_of, stages
 from benchmarks.report import (
     NOISE,
     Row,
@@ -97,6 +98,35 @@ def test_quantiles_of_nothing_and_of_what_is_beyond_all_bounds() -> None:
     assert quantile([], 0.5) == 0.0
     assert quantile([(1.0, 0.0), (math.inf, 0.0)], 0.5) == 0.0
     assert quantile([(1.0, 1.0), (math.inf, 10.0)], 0.9) == 1.0
+
+
+def test_the_time_of_a_thread_is_divided_by_its_samples() -> None:
+    stacks = [
+        "thread (7): seal;run (threading.py:1);Sealer._commit (collector/seal.py:2);execute 3",
+        "thread (7): seal;run (threading.py:1);write_segment (collector/lake/segments.py:3) 1",
+    ]
+    found = stages({7: 8.0, 8: 1.0, 9: 0.5}, {7: "seal", 8: "event_engine", 9: "unknown"}, stacks)
+    assert found == {"commit": 6.0, "write (sort, Parquet)": 2.0, "receive": 1.0, OTHER: 0.5}
+
+
+@pytest.mark.parametrize(
+    ("frames", "thread", "stage"),
+    [
+        (
+            ("_decode_forever (collector/ingest.py:1)", "offsets (collector/decode/wire.py:2)"),
+            "decode",
+            "decode (wire)",
+        ),
+        (("_decode_forever (collector/ingest.py:1)", "text (collector/decode/promotion.py:2)"), "decode", "flatten"),
+        (("_decode_forever (collector/ingest.py:1)", "digest_of (collector/spool.py:2)"), "decode", "spool"),
+        (("_decode_forever (collector/ingest.py:1)",), "decode", "group, hand over"),
+        (("run (uvloop/loop.pyx:1)", "_settle (collector/ingest.py:9)"), "MainThread", "answer"),
+        ((), "MainThread", "receive"),
+        ((), "python", OTHER),
+    ],
+)
+def test_a_stack_belongs_to_the_stage_it_is_deepest_in(frames: tuple[str, ...], thread: str, stage: str) -> None:
+    assert stage_of(frames, thread) == stage
 
 
 def test_a_run_is_measured_written_and_compared(
