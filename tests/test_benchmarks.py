@@ -125,7 +125,7 @@ def test_the_time_of_a_thread_is_divided_by_its_samples() -> None:
         ((), "python", OTHER),
     ],
 )
-def test_a_stack_belongs_to_the_stage_it_is_deepest_in(frames: tuple[str, ...], thread: str, stage: str) -> None:
+def test_a_stack_belongs_to_the_first_stage_that_shows_in_it(frames: tuple[str, ...], thread: str, stage: str) -> None:
     assert stage_of(frames, thread) == stage
 
 

@@ -37,7 +37,7 @@ def plain_attributes(items: object, tag: bytes) -> bytes | None:
     """
     if type(items) is not list:
         return None
-    parts = []
+    parts: list[bytes] = []
     for item in items:
         try:
             key, value = item["key"], item["value"]
