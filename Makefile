@@ -8,7 +8,7 @@ LOCK_VENV := build/lock-venv
 PYTEST_ARGS ?=
 TEST_PROCESSES ?= 2
 
-.PHONY: help setup demo up test javascript exporters faults fuzz invariant evaluate docs lock
+.PHONY: help setup demo up test javascript exporters faults fuzz invariant evaluate bench bench-compare docs lock
 
 help:
 	@echo "make setup   install everything into $(VENV), exactly as locked"
@@ -21,6 +21,8 @@ help:
 	@echo "make evaluate  judge the findings on scripted incidents (SEEDS=1-5; 1000-1999 are never tuned on)"
 	@echo "make fuzz    fuzz decoder and servers, FUZZ_SECONDS=600 in all"
 	@echo "make invariant  hold rollups against recomputation in EXAMPLES=50 random histories, at every snapshot"
+	@echo "make bench   measure speed and memory (BENCH=full, SIZES='1e6 1e7', JSON=build/bench.json)"
+	@echo "make bench-compare A=a.json B=b.json  what changed between two runs"
 	@echo "make docs    write the generated parts of docs/ anew"
 	@echo "make lock    resolve the dependencies anew into requirements.lock"
 
@@ -88,6 +90,17 @@ EXAMPLES ?= 50
 
 invariant: setup
 	INVARIANT_EXAMPLES=$(EXAMPLES) $(BIN)/pytest tests/test_analytics_invariant.py --timeout 3600 $(PYTEST_ARGS)
+
+BENCH ?= quick
+SIZES ?= 1e6
+JSON ?= build/bench.json
+
+bench: setup
+	$(BIN)/python -m benchmarks.suite $(if $(filter full,$(BENCH)),--full) --sizes $(SIZES) --json $(JSON)
+
+bench-compare: setup
+	@test -n "$(A)" -a -n "$(B)" || { echo "expected make bench-compare A=a.json B=b.json"; exit 2; }
+	$(BIN)/python -m benchmarks.compare $(A) $(B)
 
 docs: setup
 	$(BIN)/python docs/generate.py

@@ -30,8 +30,9 @@ import grpc
 import psutil
 from google.rpc.error_details_pb2 import RetryInfo
 
-from benchmarks.ingest import EXPORT, percentile
+from benchmarks.ingest import percentile
 from benchmarks.machine import describe
+from benchmarks.senders import EXPORT
 from benchmarks.traffic import Traffic
 
 QUIET_TENANTS = 7

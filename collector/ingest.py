@@ -184,9 +184,11 @@ class Ingest:
             if not self._waiting:
                 return None
             seconds_left = self._gathering.seconds_left(time.monotonic())
-            if seconds_left > 0:
+            has_waited = seconds_left > 0
+            if has_waited:
                 self._arrived.wait_for(self._is_enough, seconds_left)
-            self._gathering.start_group(len(self._waiting), self._waiting.size_bytes, time.monotonic())
+            count, size_bytes = len(self._waiting), self._waiting.size_bytes
+            self._gathering.start_group(count, size_bytes, time.monotonic(), has_waited=has_waited)
             bytes_max = self._config.spool_group_bytes_max
             if self._waiting.is_contended:
                 bytes_max = min(bytes_max, _CONTENDED_GROUP_BYTES_MAX)

@@ -17,6 +17,7 @@ from opentelemetry.proto.resource.v1.resource_pb2 import Resource
 from opentelemetry.proto.trace.v1.trace_pb2 import ResourceSpans, ScopeSpans, Span, Status
 
 from collector.config import MappingConfig
+from collector.decode import otlp_json as conversion
 from collector.decode.decoder import Decoder
 from collector.decode.otlp_json import to_protobuf
 from collector.errors import InvalidRequestError
@@ -115,6 +116,46 @@ documents = st.recursive(
     lambda inner: st.lists(inner) | st.dictionaries(st.sampled_from([*NAMES, "traceId", "kind", "events"]), inner),
     max_leaves=12,
 )
+
+
+_CONTENTS = st.one_of(
+    st.text(max_size=300),
+    st.text("0123456789-+.e٣", max_size=21),
+    st.integers(-(2**64), 2**64),
+    st.booleans(),
+    st.floats(),
+    st.none(),
+    st.just("x" * 9000),
+)
+_ITEMS = st.one_of(
+    st.fixed_dictionaries({
+        "key": st.text(max_size=8) | st.integers(),
+        "value": st.dictionaries(
+            st.sampled_from(["stringValue", "intValue", "boolValue", "doubleValue", "other"]), _CONTENTS, max_size=2
+        ) | st.just([]),
+    }),
+    st.just({"key": "k" * 300, "value": {"stringValue": "v"}}),
+    st.just({"key": "k"}),
+    st.none(),
+)  # fmt: skip
+
+
+def _span_of(items: list[Any]) -> bytes | str:
+    document = {"resourceSpans": [{"scopeSpans": [{"spans": [{"attributes": items, "droppedAttributesCount": 3}]}]}]}
+    try:
+        return to_protobuf(json.dumps(document, allow_nan=False).encode())
+    except ValueError:
+        return "not JSON"
+    except InvalidRequestError as error:
+        return str(error)
+
+
+@given(st.lists(_ITEMS, max_size=4))
+def test_plain_attributes_are_converted_as_any(items: list[Any]) -> None:
+    plain = _span_of(items)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(conversion, "plain_attributes", lambda *_: None)
+        assert plain == _span_of(items)
 
 
 @settings(max_examples=200, deadline=None)

@@ -72,7 +72,7 @@ def test_requests_gather_until_as_many_came_as_lately_or_bytes_are_enough(tmp_pa
         with opened(tmp_path) as (ingest, _):
             await answered(ingest, request(1))  # from then on two are waited for
             await answered(ingest, request(2), request(3))  # then three
-            await answered(ingest, request(4, name_bytes=200_000))
+            await answered(ingest, request(4, name_bytes=ENOUGH_BYTES))
 
     asyncio.run(send())
     assert groups == [1, 2, 1]
@@ -111,6 +111,15 @@ def test_steady_senders_share_groups() -> None:
         groups.append(waiting)
     assert sum(groups[-50:]) / 50 >= 0.8 * GATHER_SECONDS / interval
     assert learned.expected_requests <= ENOUGH_REQUESTS
+
+
+def test_a_pause_of_the_senders_teaches_nothing() -> None:
+    learned = Gathering()
+    learned.expected_requests = 8
+    learned.start_group(1, 0, 10.0, has_waited=False)
+    assert learned.expected_requests == 8
+    learned.start_group(3, 0, 10.1)
+    assert learned.expected_requests == 3
 
 
 def test_bytes_are_enough() -> None:

@@ -17,11 +17,16 @@ import orjson
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
 from collector.decode.anyvalue import CUT, DEPTH_MAX
+from collector.decode.json_attributes import plain_attributes
 from collector.errors import InvalidRequestError
 
 Object = dict[str, Any]
+_Fields = dict[str, tuple[str, Callable[[object], object]]]
+"""By name in JSON: the name in protobuf, and what makes the value."""
 
 OBJECTS_MAX = 2_000_000
+_SPAN_ATTRIBUTES = b"\x4a"
+"""The tag of Span.attributes: field 9, length-delimited."""
 
 _HEX = re.compile(r"(?:[0-9a-fA-F]{2})*")
 _INTEGER = re.compile(r"-?[0-9]{1,20}")
@@ -81,40 +86,30 @@ def _scope(target: Any, source: Object) -> None:
 
 
 def _span(target: Any, source: Object) -> None:
-    target.trace_id = _get(source, "traceId", _id, b"")
-    target.span_id = _get(source, "spanId", _id, b"")
-    target.trace_state = _get(source, "traceState", _text, "")
-    target.parent_span_id = _get(source, "parentSpanId", _id, b"")
-    target.flags = _get(source, "flags", _uint32, 0)
-    target.name = _get(source, "name", _text, "")
-    target.kind = _get(source, "kind", _enum, 0)
-    target.start_time_unix_nano = _get(source, "startTimeUnixNano", _uint64, 0)
-    target.end_time_unix_nano = _get(source, "endTimeUnixNano", _uint64, 0)
-    _with_attributes(target, source)
+    _fill(target, source, _SPAN_FIELDS)
+    plain = plain_attributes(source.get("attributes"), _SPAN_ATTRIBUTES)
+    if plain is None:
+        _with_attributes(target, source)
+    else:
+        target.MergeFromString(plain)
+        target.dropped_attributes_count = _get(source, "droppedAttributesCount", _uint32, 0)
     _each(source, "events", lambda item: _event(target.events.add(), item))
-    target.dropped_events_count = _get(source, "droppedEventsCount", _uint32, 0)
     _each(source, "links", lambda item: _link(target.links.add(), item))
-    target.dropped_links_count = _get(source, "droppedLinksCount", _uint32, 0)
     _get(source, "status", lambda value: _status(target.status, _object(value)), None)
 
 
 def _status(target: Any, source: Object) -> None:
     target.SetInParent()
-    target.message = _get(source, "message", _text, "")
-    target.code = _get(source, "code", _enum, 0)
+    _fill(target, source, _STATUS_FIELDS)
 
 
 def _event(target: Any, source: Object) -> None:
-    target.time_unix_nano = _get(source, "timeUnixNano", _uint64, 0)
-    target.name = _get(source, "name", _text, "")
+    _fill(target, source, _EVENT_FIELDS)
     _with_attributes(target, source)
 
 
 def _link(target: Any, source: Object) -> None:
-    target.trace_id = _get(source, "traceId", _id, b"")
-    target.span_id = _get(source, "spanId", _id, b"")
-    target.trace_state = _get(source, "traceState", _text, "")
-    target.flags = _get(source, "flags", _uint32, 0)
+    _fill(target, source, _LINK_FIELDS)
     _with_attributes(target, source)
 
 
@@ -179,6 +174,18 @@ def _get(source: Object, key: str, convert: Callable[[object], Any], default: An
     except _Wrong as error:
         error.path.append(key)
         raise
+
+
+def _fill(target: Any, source: Object, fields: _Fields) -> None:
+    """Set those of the fields that the source has."""
+    for key, value in source.items():
+        if key in fields and value is not None:
+            name, convert = fields[key]
+            try:
+                setattr(target, name, convert(value))
+            except _Wrong as error:
+                error.path.append(key)
+                raise
 
 
 def _each(source: Object, key: str, take: Callable[[Object], None]) -> None:
@@ -266,6 +273,27 @@ def _double(value: object) -> float:
     raise _Wrong(f"{_shown(value)}, expected a number, NaN, Infinity or -Infinity")
 
 
+_SPAN_FIELDS: _Fields = {
+    "traceId": ("trace_id", _id),
+    "spanId": ("span_id", _id),
+    "traceState": ("trace_state", _text),
+    "parentSpanId": ("parent_span_id", _id),
+    "flags": ("flags", _uint32),
+    "name": ("name", _text),
+    "kind": ("kind", _enum),
+    "startTimeUnixNano": ("start_time_unix_nano", _uint64),
+    "endTimeUnixNano": ("end_time_unix_nano", _uint64),
+    "droppedEventsCount": ("dropped_events_count", _uint32),
+    "droppedLinksCount": ("dropped_links_count", _uint32),
+}
+_STATUS_FIELDS: _Fields = {"message": ("message", _text), "code": ("code", _enum)}
+_EVENT_FIELDS: _Fields = {"timeUnixNano": ("time_unix_nano", _uint64), "name": ("name", _text)}
+_LINK_FIELDS: _Fields = {
+    "traceId": ("trace_id", _id),
+    "spanId": ("span_id", _id),
+    "traceState": ("trace_state", _text),
+    "flags": ("flags", _uint32),
+}
 _MEMBERS: dict[str, Callable[[Any, object, int], None]] = {
     "stringValue": _set("string_value", _text),
     "boolValue": _set("bool_value", _bool),
