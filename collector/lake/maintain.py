@@ -115,9 +115,12 @@ def _sizes(reader: Reader, table: str) -> list[int]:
 
 
 def _merge_beside(lake: Lake, known: swap.Known, files: Sequence[tiers.File]) -> int:
-    """Merge without the commit lock, but for the swap; a file that cannot be swapped in is an orphan for `clean`."""
+    """Merge without the commit lock, but for the swap. After an exception the new file is an orphan for `clean`."""
     path, with_row_ids = write_merged(files, lake.location.files / swap.FOLDER, known.schema)
-    return len(files) if swap.swap(lake, files, path, with_row_ids=with_row_ids) else 0
+    if swap.swap(lake, files, path, with_row_ids=with_row_ids):
+        return len(files)
+    path.unlink()
+    return 0
 
 
 def _merge_by_ducklake(lake: Lake, table: str, tier: tuple[int, int]) -> int:

@@ -16,6 +16,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -28,8 +29,7 @@ from collector.spans import SPAN_SCHEMA
 TABLE = "spans"
 FOLDER = f"main/{TABLE}"
 CATALOG_VERSION = "1.0"
-_CATALOG = f"__ducklake_metadata_{engine.CATALOG}"
-_METADATA = f"{_CATALOG}.main"
+_METADATA = f"__ducklake_metadata_{engine.CATALOG}.main"
 _COLUMNS = {
     "ducklake_data_file": "data_file_id table_id begin_snapshot end_snapshot file_order path path_is_relative "
     "file_format record_count file_size_bytes footer_size row_id_start partition_id encryption_key mapping_id "
@@ -47,10 +47,6 @@ _DESCRIBE_FILES = (
     "ducklake_file_partition_value",
     "ducklake_file_variant_stats",
 )
-_COLUMNS_SQL = """
-SELECT table_name, string_agg(column_name, ' ' ORDER BY column_index) FROM duckdb_columns()
-WHERE database_name = ? GROUP BY table_name
-"""
 _TABLE_SQL = f"""
 SELECT t.table_id FROM {_METADATA}.ducklake_table t JOIN {_METADATA}.ducklake_schema s USING (schema_id)
 WHERE t.end_snapshot IS NULL AND s.end_snapshot IS NULL AND t.table_name = '{TABLE}' AND s.path || t.path = '{FOLDER}/'
@@ -97,14 +93,13 @@ class Known:
 def known(reader: Reader) -> Known | None:
     """The table as the catalog has it; None where that is in any way not what this module knows to change."""
     version = dict(reader.rows(f"SELECT key, value FROM {_METADATA}.ducklake_metadata WHERE scope IS NULL"))
-    columns: dict[str, str] = dict(reader.rows(_COLUMNS_SQL, [_CATALOG]))
     tables = reader.rows(_TABLE_SQL)
     if (
         version.get("version") != CATALOG_VERSION
         or version.get("encrypted") != "false"
-        or any(columns.get(table) != names for table, names in _COLUMNS.items())
+        or any(_columns(reader, table) != names.split() for table, names in _COLUMNS.items())
         or len(tables) != 1
-        or f"ducklake_inlined_delete_{tables[0][0]}" in columns
+        or _columns(reader, f"ducklake_inlined_delete_{tables[0][0]}")
     ):
         return None
     table_id = int(tables[0][0])
@@ -114,6 +109,14 @@ def known(reader: Reader) -> Known | None:
     if list(ids[None]) != SPAN_SCHEMA.names:
         return None
     return Known(table_id, pa.schema([_with_ids(column, ids[None][column.name], ids) for column in SPAN_SCHEMA]))
+
+
+def _columns(reader: Reader, table: str) -> list[str]:
+    """The columns of a table of the catalog; none where it has no such table."""
+    try:
+        return list(reader.arrow(f"FROM {_METADATA}.{table} LIMIT 0").schema.names)
+    except duckdb.CatalogException:
+        return []
 
 
 def _with_ids(column: pa.Field, field_id: int, ids: dict[int | None, dict[str, int]]) -> pa.Field:
@@ -176,9 +179,7 @@ def _add_snapshot(execute: Execute, reader: Reader, table_id: int) -> tuple[str,
     )
     moment = datetime.now(UTC).strftime("%Y-%m-%d %H:%M:%S.%f+00")
     _insert(execute, "ducklake_snapshot", [latest + 1, moment, schema_version, catalog_id, file_id + 1])
-    _insert(
-        execute, "ducklake_snapshot_changes", [latest + 1, f"merge_adjacent:{table_id}", None, None, None]
-    )
+    _insert(execute, "ducklake_snapshot_changes", [latest + 1, f"merge_adjacent:{table_id}", None, None, None])
     return moment, int(file_id)
 
 
@@ -235,4 +236,6 @@ def _order(column_type: str) -> Callable[[str], Any]:
     """How values of a type are ranked, which the catalog keeps as text; times are written so that text ranks them."""
     if column_type.startswith(("int", "uint")):
         return int
+    if column_type == "boolean":
+        return lambda value: value in {"1", "true"}
     return float if column_type.startswith("float") else str
