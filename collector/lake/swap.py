@@ -22,12 +22,12 @@ import pyarrow.parquet as pq
 
 from collector.lake import engine
 from collector.lake.lake import Lake, Reader
+from collector.lake.retention import SPANS
 from collector.lake.rewrite import field
 from collector.lake.tiers import File
 from collector.spans import SPAN_SCHEMA
 
-TABLE = "spans"
-FOLDER = f"main/{TABLE}"
+FOLDER = f"main/{SPANS}"
 CATALOG_VERSION = "1.0"
 _METADATA = f"__ducklake_metadata_{engine.CATALOG}.main"
 _COLUMNS = {
@@ -49,7 +49,7 @@ _DESCRIBE_FILES = (
 )
 _TABLE_SQL = f"""
 SELECT t.table_id FROM {_METADATA}.ducklake_table t JOIN {_METADATA}.ducklake_schema s USING (schema_id)
-WHERE t.end_snapshot IS NULL AND s.end_snapshot IS NULL AND t.table_name = '{TABLE}' AND s.path || t.path = '{FOLDER}/'
+WHERE t.end_snapshot IS NULL AND s.end_snapshot IS NULL AND t.table_name = '{SPANS}' AND s.path || t.path = '{FOLDER}/'
     AND t.path_is_relative AND s.path_is_relative
 """
 _FIELDS_SQL = f"""

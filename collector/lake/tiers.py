@@ -1,8 +1,9 @@
 """Which data files are to be merged into one next: files rise through tiers of size, as in a log-structured merge tree.
 
-TIER_FILES of a tier become one file, of the next tier as a rule, so a row is rewritten at most once a tier. What has
-left the highest tier stays as it is. Files of that tier are merged with those of their day only, so that retention
-removes a file at most a day later than its oldest row is due; a day that is over leaves one remainder.
+TIER_FILES of a tier become one file, of the next tier as a rule, so a row is rewritten about once a tier; what fills a
+file of nearly MERGED_BYTES_MAX does not wait for so many. What has left the highest tier stays as it is. Files of that
+tier are merged with those of their day only, so that retention removes a file at most a day later than its oldest row
+is due; a day that is over leaves one remainder.
 """
 
 from __future__ import annotations
@@ -11,9 +12,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
-TIER_BYTES: tuple[tuple[int, int], ...] = ((0, 2**17), (2**17, 2**20), (2**20, 2**23), (2**23, 2**26))
+TIER_BYTES: tuple[tuple[int, int], ...] = ((0, 2**17), (2**17, 2**20), (2**20, 2**23), (2**23, 2**27))
 TIER_FILES = 8
 MERGED_BYTES_MAX = 2**28
+FULL_BYTES = MERGED_BYTES_MAX * 3 // 4
 MERGED_FILES_MAX = 256
 
 
@@ -43,8 +45,8 @@ def due(files: Sequence[File]) -> list[list[File]]:
         part
         for bytes_min, bytes_max in TIER_BYTES
         for group, is_over in _groups(files, bytes_min, bytes_max, newest_day)
-        for part in _parts(group)
-        if len(part) >= (2 if is_over or _is_full(part) else TIER_FILES)
+        for part, is_cut in _parts(group)
+        if len(part) >= (2 if is_over or is_cut or _bytes(part) >= FULL_BYTES else TIER_FILES)
     ]
 
 
@@ -60,21 +62,16 @@ def _groups(
         yield list(group), day < newest_day
 
 
-def _parts(files: Sequence[File]) -> Iterator[list[File]]:
-    """`files`, cut where one more would make a part larger than a merged file may be."""
+def _parts(files: Sequence[File]) -> Iterator[tuple[list[File], bool]]:
+    """`files` in parts of a merged file each, and whether a part was cut as the next file does not fit in."""
     part: list[File] = []
     for file in files:
         if part and (_bytes(part) + file.size_bytes > MERGED_BYTES_MAX or len(part) >= MERGED_FILES_MAX):
-            yield part
+            yield part, True
             part = []
         part.append(file)
     if part:
-        yield part
-
-
-def _is_full(part: Sequence[File]) -> bool:
-    """Whether no file of the highest tier would fit in beside these for sure."""
-    return _bytes(part) > MERGED_BYTES_MAX - TIER_BYTES[-1][1]
+        yield part, False
 
 
 def _bytes(files: Sequence[File]) -> int:
