@@ -22,7 +22,7 @@ from collector.lake.tiers import File
 BLOCK_ROWS = 131_072
 BLOCK_BYTES = 64 * 2**20
 """Of values as they are encoded before compression."""
-ROWS_PER_GROUP = 20_480
+ROWS_PER_GROUP = 40_960
 SNAPSHOT_ID = "_ducklake_internal_snapshot_id"
 ROW_ID = "_ducklake_internal_row_id"
 # Reserved by DuckLake, after Iceberg's _last_updated_sequence_number and _row_id.
