@@ -19,6 +19,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import duckdb
+import pyarrow as pa
 
 from collector.config import RetentionConfig, StorageConfig
 from collector.errors import SpanlakeError
@@ -38,6 +39,7 @@ MEMORY_BYTES_MAX = (128 * 2**20, 256 * 2**20, 512 * 2**20, 1024 * 2**20)
 def main() -> int:
     """The exit status: 0, or 1 where something failed."""
     os.nice(_NICENESS)
+    pa.set_memory_pool(pa.system_memory_pool())  # gives back between blocks what the others keep
     stopping = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: stopping.set())
     try:

@@ -19,10 +19,10 @@ from collector.lake.order import by_tenant_and_time
 from collector.lake.segments import new_file
 from collector.lake.tiers import File
 
-BLOCK_ROWS = 131_072
+ROWS_PER_GROUP = 32_768
+BLOCK_ROWS = 3 * ROWS_PER_GROUP
 BLOCK_BYTES = 64 * 2**20
 """Of values as they are encoded before compression."""
-ROWS_PER_GROUP = 40_960
 SNAPSHOT_ID = "_ducklake_internal_snapshot_id"
 ROW_ID = "_ducklake_internal_row_id"
 # Reserved by DuckLake, after Iceberg's _last_updated_sequence_number and _row_id.
@@ -62,16 +62,21 @@ def _follow(files: Sequence[File]) -> bool:
 
 
 def _blocks(groups: Iterator[tuple[pa.Table, int]]) -> Iterator[list[pa.Table]]:
-    """Row groups, with their encoded bytes, joined to blocks of about BLOCK_ROWS or BLOCK_BYTES."""
+    """Row groups, with their encoded bytes, cut and joined to blocks of BLOCK_ROWS, or fewer of about BLOCK_BYTES."""
     block: list[pa.Table] = []
-    rows = size = 0
+    rows, size = 0, 0.0
     for table, table_bytes in groups:
-        if block and (rows + table.num_rows > BLOCK_ROWS or size + table_bytes > BLOCK_BYTES):
-            yield block
-            block, rows, size = [], 0, 0
-        block.append(table)
-        rows += table.num_rows
-        size += table_bytes
+        rest, bytes_per_row = table, table_bytes / max(table.num_rows, 1)
+        while rest.num_rows:
+            fitting = int((BLOCK_BYTES - size) / max(bytes_per_row, 1.0))
+            part = rest.slice(0, max(1, min(BLOCK_ROWS - rows, fitting)))
+            rest = rest.slice(part.num_rows)
+            block.append(part)
+            rows += part.num_rows
+            size += part.num_rows * bytes_per_row
+            if rows == BLOCK_ROWS or size >= BLOCK_BYTES:
+                yield block
+                block, rows, size = [], 0, 0.0
     if block:
         yield block
 
