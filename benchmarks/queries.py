@@ -103,6 +103,14 @@ def turned(table: pa.Table, by: int) -> pa.Table:
     return table
 
 
+def numbered(table: pa.Table, number: int) -> pa.Table:
+    """The same spans with other ids: their first two digits are a number."""
+    for name in IDS:
+        ids = pc.binary_join_element_wise(f"{number:02x}", pc.utf8_slice_codeunits(table.column(name), 2), "")
+        table = table.set_column(table.schema.get_field_index(name), table.schema.field(name), ids)
+    return table
+
+
 def later(table: pa.Table, by_ns: int) -> pa.Table:
     """The same spans at other times."""
     for name in ("start_time", "received_at"):
@@ -150,15 +158,16 @@ def stored(location: Location) -> dict[str, float]:
 
 def copy(location: Location, spans: int) -> None:
     """Write the one file of spans again, each time with other ids at earlier times, until there are `spans`."""
+    labels = [column.name for column in SPAN_SCHEMA if pa.types.is_dictionary(column.type)]
     with Lake(location, read_only=False) as lake:
         with lake.read() as reader:
             path, rows, first_ns, last_ns = reader.row(
                 "SELECT filename, count(*), min(epoch_ns(start_time)), max(epoch_ns(start_time)) FROM spans GROUP BY 1"
             )
         for number in range(1, -(-spans // rows)):
-            with pq.ParquetFile(path) as source:
+            with pq.ParquetFile(path, read_dictionary=labels) as source:
                 groups = (source.read_row_group(group, SPAN_SCHEMA.names) for group in range(source.num_row_groups))
-                tables = (later(turned(group, number), number * (first_ns - last_ns)) for group in groups)
+                tables = (later(numbered(group, number), number * (first_ns - last_ns)) for group in groups)
                 first = next(tables)
                 with new_file(Path(path).parent, "copy", first, ROWS_PER_GROUP) as new:
                     for table in chain([first], tables):
