@@ -119,6 +119,15 @@ def later(table: pa.Table, by_ns: int) -> pa.Table:
     return table
 
 
+def fill(location: Location, spans: int, *, is_sorted: bool) -> dict[str, float]:
+    """Store, merge and roll up; what storage and merges take."""
+    store(location, spans, is_sorted=is_sorted)
+    sizes = merge(location)
+    with Lake(location, read_only=False) as lake:
+        jobs.run_once(lake, Config())
+    return sizes
+
+
 def store(location: Location, spans: int, *, is_sorted: bool) -> None:
     """Segments of `spans` spans up to now, as a collector registers them."""
     segments, length_ns = pattern(0)
@@ -145,7 +154,9 @@ def merge(location: Location) -> dict[str, float]:
                 break
             longest = max(longest, time.perf_counter() - started)
         cpu_seconds = time.process_time() - begun
-    return stored(location) | {"merges, CPU-seconds": round(cpu_seconds, 1), "longest merge, s": round(longest, 1)}
+    sizes = stored(location)
+    rate = {"spans merged per CPU-second": round(sizes["spans"] / cpu_seconds), "longest merge, s": round(longest, 1)}
+    return sizes | rate
 
 
 def stored(location: Location) -> dict[str, float]:
@@ -233,10 +244,7 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             location = Location(Path(folder) / "data")
             location.prepare()
-            store(location, spans, is_sorted=not arguments.unsorted)
-            sizes = merge(location)
-            with Lake(location, read_only=False) as lake:
-                jobs.run_once(lake, Config())
+            sizes = fill(location, spans, is_sorted=not arguments.unsorted)
             results[f"{spans:,}"] = sizes | queries(location)
             print(json.dumps(results[f"{spans:,}"], indent=2), flush=True)
     if arguments.large:

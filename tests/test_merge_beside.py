@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from subprocess import run
@@ -239,6 +240,19 @@ def test_a_process_killed_in_the_swap_leaves_an_orphan(lake: Lake) -> None:
     assert maintain.merge_once(lake, "spans") == tiers.TIER_FILES
     with lake.read() as reader:
         assert everything(reader)["spans"] == before["spans"]
+
+
+def test_sources_stay_on_disk_for_their_readers_then_go(lake: Lake) -> None:
+    paths = [store(lake, seed) for seed in range(3)]
+    merge(lake)
+    with lake.read() as reader:
+        before = everything(reader)["spans"]
+    maintain.clean(lake)
+    assert all(path.exists() for path in paths)
+    maintain.clean(lake, time.time() + maintain.FILES_GRACE_SECONDS + 60)
+    assert not any(path.exists() for path in paths)
+    with lake.read() as reader:
+        assert everything(reader)["spans"] == before
 
 
 def test_a_catalog_of_another_version_is_left_to_ducklake(lake: Lake, monkeypatch: pytest.MonkeyPatch) -> None:

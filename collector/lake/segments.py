@@ -47,12 +47,11 @@ def new_file(folder: Path, prefix: str, first: pa.Table, rows_per_group: int) ->
     `first` is the first of what is to be written, from which the size of Bloom filters is taken. Raises OSError.
     """
     schema = first.schema
-    folder.mkdir(parents=True, exist_ok=True)
-    final = folder / f"{prefix}-{uuid.uuid4().hex}.parquet"
-    temporary = final.with_suffix(TEMPORARY_SUFFIX)
+    temporary, final = new_segment(folder, prefix)
     try:
-        with temporary.open("wb") as file:
-            with pq.ParquetWriter(
+        with (
+            temporary.open("wb") as file,
+            pq.ParquetWriter(
                 file,
                 schema,
                 compression="zstd",
@@ -61,15 +60,27 @@ def new_file(folder: Path, prefix: str, first: pa.Table, rows_per_group: int) ->
                 column_encoding=_encodings(schema),
                 bloom_filter_options=_bloom_filters(first, rows_per_group),
                 store_schema=False,
-            ) as writer:
-                yield NewFile(final, writer)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.rename(final)
+            ) as writer,
+        ):
+            yield NewFile(final, writer)
+        settle(temporary, final)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
-    _sync_folder(folder)
+
+
+def new_segment(folder: Path, prefix: str = "segment") -> tuple[Path, Path]:
+    """A temporary and a final path for a new file of `folder`, which is made."""
+    folder.mkdir(parents=True, exist_ok=True)
+    final = folder / f"{prefix}-{uuid.uuid4().hex}.parquet"
+    return final.with_suffix(TEMPORARY_SUFFIX), final
+
+
+def settle(temporary: Path, final: Path) -> None:
+    """Bring a whole file to disk, then its final name. Raises OSError."""
+    _sync(temporary)
+    temporary.rename(final)
+    _sync(final.parent)
 
 
 def _dictionary_columns(schema: pa.Schema) -> list[str]:
@@ -99,8 +110,8 @@ def _bloom_filters(first: pa.Table, rows_per_group: int) -> dict[str, dict[str, 
     return {TRACE_ID: {"ndv": max(in_group, 1), "fpp": _FALSE_POSITIVES}}
 
 
-def _sync_folder(folder: Path) -> None:
-    fd = os.open(folder, os.O_RDONLY)
+def _sync(path: Path) -> None:
+    fd = os.open(path, os.O_RDONLY)
     try:
         os.fsync(fd)
     finally:

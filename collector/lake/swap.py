@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from itertools import groupby
+from itertools import chain, groupby
 from pathlib import Path
 from typing import Any
 
@@ -153,13 +153,12 @@ def swap(lake: Lake, sources: Sequence[File], new: Path, *, with_row_ids: bool) 
         table = known(reader)
         if table is None or not set(sources) <= set(files(reader, table)):
             return False
-        snapshot, new_id = _add_snapshot(connection.execute, reader, table.table_id)
+        moment, new_id = _add_snapshot(connection.execute, reader, table.table_id)
         ids = [source.data_file_id for source in sources]
-        stats = _stats(reader, ids)
-        _remove(connection.execute, sources, snapshot)
+        stats = [[new_id, table.table_id, *values, None] for values in _stats(reader, ids)]
+        _remove(connection.execute, sources, moment)
         _add(connection.execute, table.table_id, new_id, sources, new, with_row_ids=with_row_ids)
-        for values in stats:
-            _insert(connection.execute, "ducklake_file_column_stats", [new_id, table.table_id, *values, None])
+        _insert(connection.execute, "ducklake_file_column_stats", stats)
         connection.execute("COMMIT")
     return True
 
@@ -167,8 +166,10 @@ def swap(lake: Lake, sources: Sequence[File], new: Path, *, with_row_ids: bool) 
 Execute = Callable[..., Any]
 
 
-def _insert(execute: Execute, table: str, values: Sequence[object]) -> None:
-    execute(f"INSERT INTO {_METADATA}.{table} VALUES ({', '.join('?' * len(values))})", list(values))
+def _insert(execute: Execute, table: str, rows: Sequence[Sequence[object]]) -> None:
+    if rows:
+        row = f"({', '.join('?' * len(rows[0]))})"
+        execute(f"INSERT INTO {_METADATA}.{table} VALUES {', '.join([row] * len(rows))}", list(chain(*rows)))
 
 
 def _add_snapshot(execute: Execute, reader: Reader, table_id: int) -> tuple[str, int]:
@@ -178,8 +179,8 @@ def _add_snapshot(execute: Execute, reader: Reader, table_id: int) -> tuple[str,
         f"FROM {_METADATA}.ducklake_snapshot ORDER BY snapshot_id DESC LIMIT 1"
     )
     moment = datetime.now(UTC).strftime("%Y-%m-%d %H:%M:%S.%f+00")
-    _insert(execute, "ducklake_snapshot", [latest + 1, moment, schema_version, catalog_id, file_id + 1])
-    _insert(execute, "ducklake_snapshot_changes", [latest + 1, f"merge_adjacent:{table_id}", None, None, None])
+    _insert(execute, "ducklake_snapshot", [[latest + 1, moment, schema_version, catalog_id, file_id + 1]])
+    _insert(execute, "ducklake_snapshot_changes", [[latest + 1, f"merge_adjacent:{table_id}", None, None, None]])
     return moment, int(file_id)
 
 
@@ -189,10 +190,16 @@ def _remove(execute: Execute, sources: Sequence[File], moment: str) -> None:
             f"DELETE FROM {_METADATA}.{table} WHERE data_file_id IN (SELECT unnest(?::BIGINT[]))",
             [[source.data_file_id for source in sources]],
         )
-    for source in sources:
-        path = f"{FOLDER}/{source.path}" if source.is_relative else source.path
-        values = [source.data_file_id, path, int(source.is_relative), moment]
-        _insert(execute, "ducklake_files_scheduled_for_deletion", values)
+    scheduled = [
+        [
+            source.data_file_id,
+            f"{FOLDER}/{source.path}" if source.is_relative else source.path,
+            source.is_relative,
+            moment,
+        ]
+        for source in sources
+    ]
+    _insert(execute, "ducklake_files_scheduled_for_deletion", scheduled)
 
 
 def _add(
@@ -203,7 +210,7 @@ def _add(
     values += [sum(source.rows for source in sources), new.stat().st_size, footer_bytes]
     values += [None if with_row_ids else sources[0].row_id_start, None, None, None]
     values += [max(source.last_snapshot for source in sources)]
-    _insert(execute, "ducklake_data_file", values)
+    _insert(execute, "ducklake_data_file", [values])
 
 
 def _stats(reader: Reader, ids: Sequence[int]) -> list[list[object]]:
