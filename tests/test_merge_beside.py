@@ -297,3 +297,36 @@ def test_tiers_rise_and_days_end(files: list[tuple[int, str]]) -> None:
         for day in {file.day for file in left}:
             waiting = [file for file in left if low <= file.size_bytes < high and file.day == day]
             assert len(waiting) <= tiers.TIER_FILES
+
+
+def test_an_hour_at_half_the_most_spans_stays_under_a_hundred_files() -> None:
+    """A segment of 3.4 MB a second, a look every ten seconds, and 13 MB rewritten a second by one process.
+
+    So at 60,000 spans/s of 57 bytes, at 4 µs a span.
+    """
+    files: list[tiers.File] = []
+    most = ends_at = 0
+    merging: list[tiers.File] = []
+
+    def file(number: int, size: int) -> tiers.File:
+        return tiers.File(number, f"{number}", True, 1, size, number, number, number, "2026-11-22")
+
+    for second in range(3600):
+        files.append(file(second, 3_400_000))
+        if merging and second >= ends_at:
+            place = files.index(merging[0])
+            gone, merged = set(merging), file(merging[0].data_file_id, sum(each.size_bytes for each in merging))
+            files[place] = merged
+            files = [each for each in files if each not in gone]
+            merging = []
+            is_looking = True  # the process goes on until nothing is due
+        else:
+            is_looking = second % 10 == 0
+        if not merging and is_looking and (groups := tiers.due(files)):
+            merging = groups[0]
+            ends_at = second + 1 + sum(each.size_bytes for each in merging) // 13_000_000
+        most = max(most, len(files))
+    assert most < 100
+    large = [each for each in files if each.size_bytes > 128 * 2**20]
+    assert sum(each.size_bytes for each in large) > 0.9 * sum(each.size_bytes for each in files)
+    assert all(each.size_bytes <= tiers.MERGED_BYTES_MAX for each in files)
