@@ -42,8 +42,8 @@ def connect(
 ) -> duckdb.DuckDBPyConnection:
     """An in-memory DuckDB with the extensions loaded, time zone UTC, and nothing attached.
 
-    `cache_files` keeps data files in memory once they were read: of use to who reads them again. What does not fit
-    into memory goes to `spill_folder`; without one the query fails.
+    `cache_files` keeps data files, and their footers as parsed, in memory once they were read: of use to who reads them
+    again. What does not fit into memory goes to `spill_folder`; without one the query fails.
     """
     connection = duckdb.connect(
         config={
@@ -58,6 +58,7 @@ def connect(
     for name in EXTENSIONS:
         connection.load_extension(str(extension_path(name)))
     connection.execute("SET GLOBAL TimeZone = 'UTC'")
+    connection.execute(f"SET GLOBAL parquet_metadata_cache = {str(cache_files).lower()}")
     return connection
 
 

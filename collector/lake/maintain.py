@@ -1,9 +1,8 @@
 """Keeps the lake's files few and its folder clean, in bites short enough that a commit never waits long.
 
-A merge holds the commit lock while it rewrites, so each makes one file of at most `MERGED_BYTES_MAX`.
-Files rise through size tiers, each TIER_FILES times the one below and merged once it has that many
-files, so a span is rewritten at most once a tier; segments of a busy collector start in the highest.
-Rows keep the order that segments have (order.py): sorting again would double what a merge costs.
+Spans are rewritten beside all commits (rewrite.py), by the tiers of tiers.py. Where the catalog is not as swap.py
+knows it, and for other tables, DuckLake merges: that holds the commit lock while it rewrites, so each merge makes one
+file of at most `MERGED_BYTES_MAX`, from files of a tier of TIER_BYTES.
 """
 
 from __future__ import annotations
@@ -13,9 +12,10 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from collector.lake import engine
+from collector.lake import engine, swap, tiers
 from collector.lake.lake import Lake, Reader
 from collector.lake.retention import SPANS, read_upto
+from collector.lake.rewrite import write_merged
 from collector.lake.segments import TEMPORARY_SUFFIX
 
 log = logging.getLogger(__name__)
@@ -81,25 +81,49 @@ def plan(sizes: Sequence[int]) -> tuple[int, int] | None:
     return None
 
 
-def due(lake: Lake, table: str) -> tuple[int, int] | None:
-    """The tier of `table` to merge next, as `plan` says it. Raises duckdb.Error."""
-    with lake.read() as reader:
-        return plan([size for (size,) in reader.rows(_LIVE_FILES_SQL, [table])])
+def due(lake: Lake, table: str) -> bool:
+    """Whether files of `table` are to be merged. Raises duckdb.Error."""
+    return small_files(lake, table) > 0
 
 
 def small_files(lake: Lake, table: str) -> int:
-    """How many files of `table` are in a tier that is to be merged. Raises duckdb.Error."""
+    """How many files of `table` are to be merged. Raises duckdb.Error."""
     with lake.read() as reader:
-        sizes = [size for (size,) in reader.rows(_LIVE_FILES_SQL, [table])]
-    tiers = [[size for size in sizes if low <= size < high] for low, high in TIER_BYTES]
-    return sum(len(tier) for tier in tiers if len(tier) >= TIER_FILES)
+        if table == SPANS and (known := swap.known(reader)):
+            return sum(map(len, tiers.due(swap.files(reader, known))))
+        sizes = _sizes(reader, table)
+    counts = [sum(low <= size < high for size in sizes) for low, high in TIER_BYTES]
+    return sum(count for count in counts if count >= TIER_FILES)
 
 
 def merge_once(lake: Lake, table: str) -> int:
-    """Do the next due merge of `table`; return how many files went in, 0 where none was due. Raises duckdb.Error."""
-    tier = due(lake, table)
-    if tier is None:
-        return 0
+    """Do the next due merge of `table`; return how many files went in, 0 where none was due, or one was removed.
+
+    Raises duckdb.Error and OSError.
+    """
+    with lake.read() as reader:
+        known = swap.known(reader) if table == SPANS else None
+        groups = tiers.due(swap.files(reader, known)) if known else []
+        tier = None if known else plan(_sizes(reader, table))
+    if known and groups:
+        return _merge_beside(lake, known, groups[0])
+    return _merge_by_ducklake(lake, table, tier) if tier else 0
+
+
+def _sizes(reader: Reader, table: str) -> list[int]:
+    return [size for (size,) in reader.rows(_LIVE_FILES_SQL, [table])]
+
+
+def _merge_beside(lake: Lake, known: swap.Known, files: Sequence[tiers.File]) -> int:
+    """Merge without the commit lock, but for the swap. After an exception the new file is an orphan for `clean`."""
+    path, with_row_ids = write_merged(files, lake.location.files / swap.FOLDER, known.schema)
+    if swap.swap(lake, files, path, with_row_ids=with_row_ids):
+        return len(files)
+    path.unlink()
+    return 0
+
+
+def _merge_by_ducklake(lake: Lake, table: str, tier: tuple[int, int]) -> int:
     with lake.maintenance() as connection:
         # DuckLake's max_compacted_files counts the files that come out.
         merged = connection.execute(

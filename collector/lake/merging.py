@@ -9,6 +9,7 @@ system with the process, where in the collector it would stay. Standard output h
 from __future__ import annotations
 
 import json
+import os
 import signal
 import sys
 import tempfile
@@ -18,6 +19,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import duckdb
+import pyarrow as pa
 
 from collector.config import RetentionConfig, StorageConfig
 from collector.errors import SpanlakeError
@@ -27,12 +29,17 @@ from collector.lake.location import Location, locate
 
 # On two threads a merge takes more than twice the CPU time that it takes on one, and twice the memory.
 _THREADS = 1
+_NICENESS = 10
+"""Whoever waits for an answer or a commit goes first; a merge that comes later harms nobody."""
+# Of DuckDB, which merges where swap.py does not know the catalog.
 # The first suffices for the usual spans; the others are for spans with kilobytes of text each.
 MEMORY_BYTES_MAX = (128 * 2**20, 256 * 2**20, 512 * 2**20, 1024 * 2**20)
 
 
 def main() -> int:
     """The exit status: 0, or 1 where something failed."""
+    os.nice(_NICENESS)
+    pa.set_memory_pool(pa.system_memory_pool())  # gives back between blocks what the others keep
     stopping = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: stopping.set())
     try:
@@ -73,18 +80,13 @@ def open_for_upkeep(location: Location, memory_bytes_max: int) -> Iterator[Lake]
 
 
 def merge_all(lake: Lake, stopping: threading.Event) -> None:
-    """Merge until nothing is due. Raises duckdb.Error and OSError.
-
-    A pause as long as each merge follows it: the lock goes to whoever asks first, and a process that asks again at once
-    would keep seals from it.
-    """
+    """Merge until nothing is due. Raises duckdb.Error and OSError."""
     while not stopping.is_set():
-        started_at_ns, started = time.time_ns(), time.monotonic()
+        started_at_ns = time.time_ns()
         files = maintain.merge_once(lake, retention.SPANS)
         if not files:
             break
         print(json.dumps({"files": files, "started_at_ns": started_at_ns}), flush=True)
-        stopping.wait(time.monotonic() - started)
 
 
 if __name__ == "__main__":

@@ -1,15 +1,32 @@
-"""Parquet segments: whole on disk, under their final name, before any catalog hears of them."""
+"""Parquet files of the lake: whole on disk, under their final name, before any catalog hears of them."""
 
 from __future__ import annotations
 
 import os
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 TEMPORARY_SUFFIX = ".part"
+TRACE_ID = "trace_id"
+"""The column that has a Bloom filter in each row group: who looks for a value reads the few groups that may have it."""
+
+_SEGMENT_ROWS_PER_GROUP = 40_960
+_FALSE_POSITIVES = 0.01
+
+
+@dataclass(frozen=True)
+class NewFile:
+    """A file that is being written."""
+
+    path: Path
+    writer: pq.ParquetWriter
 
 
 def write_segment(table: pa.Table, folder: Path) -> Path:
@@ -18,29 +35,52 @@ def write_segment(table: pa.Table, folder: Path) -> Path:
     When this returns, content and name are on disk (fsync of file and folder). A crash in between leaves a
     `.part` file or an unregistered one: an orphan, never part of the lake. Raises OSError.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    final = folder / f"segment-{uuid.uuid4().hex}.parquet"
-    temporary = final.with_suffix(TEMPORARY_SUFFIX)
+    with new_file(folder, "segment", table, _SEGMENT_ROWS_PER_GROUP) as file:
+        file.writer.write_table(table, row_group_size=_SEGMENT_ROWS_PER_GROUP)
+    return file.path
+
+
+@contextmanager
+def new_file(folder: Path, prefix: str, first: pa.Table, rows_per_group: int) -> Iterator[NewFile]:
+    """A file of `first`'s schema, durable at the end as `write_segment` says, gone after an exception.
+
+    `first` is the first of what is to be written, from which the size of Bloom filters is taken. Raises OSError.
+    """
+    schema = first.schema
+    temporary, final = new_segment(folder, prefix)
     try:
-        with temporary.open("wb") as file:
-            pq.write_table(
-                table,
+        with (
+            temporary.open("wb") as file,
+            pq.ParquetWriter(
                 file,
+                schema,
                 compression="zstd",
                 compression_level=1,
-                use_dictionary=_dictionary_columns(table.schema),
-                column_encoding=_encodings(table.schema),
-                row_group_size=40_960,
+                use_dictionary=_dictionary_columns(schema),
+                column_encoding=_encodings(schema),
+                bloom_filter_options=_bloom_filters(first, rows_per_group),
                 store_schema=False,
-            )
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.rename(final)
+            ) as writer,
+        ):
+            yield NewFile(final, writer)
+        settle(temporary, final)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
-    _sync_folder(folder)
-    return final
+
+
+def new_segment(folder: Path, prefix: str = "segment") -> tuple[Path, Path]:
+    """A temporary and a final path for a new file of `folder`, which is made."""
+    folder.mkdir(parents=True, exist_ok=True)
+    final = folder / f"{prefix}-{uuid.uuid4().hex}.parquet"
+    return final.with_suffix(TEMPORARY_SUFFIX), final
+
+
+def settle(temporary: Path, final: Path) -> None:
+    """Bring a whole file to disk, then its final name. Raises OSError."""
+    _sync(temporary)
+    temporary.rename(final)
+    _sync(final.parent)
 
 
 def _dictionary_columns(schema: pa.Schema) -> list[str]:
@@ -62,8 +102,16 @@ def _encodings(schema: pa.Schema) -> dict[str, str]:
     return encodings
 
 
-def _sync_folder(folder: Path) -> None:
-    fd = os.open(folder, os.O_RDONLY)
+def _bloom_filters(first: pa.Table, rows_per_group: int) -> dict[str, dict[str, float]] | None:
+    if not first.num_rows or TRACE_ID not in first.column_names:
+        return None
+    traces = pc.count_distinct(first.column(TRACE_ID)).as_py()
+    in_group = traces * min(rows_per_group, first.num_rows) // first.num_rows
+    return {TRACE_ID: {"ndv": max(in_group, 1), "fpp": _FALSE_POSITIVES}}
+
+
+def _sync(path: Path) -> None:
+    fd = os.open(path, os.O_RDONLY)
     try:
         os.fsync(fd)
     finally:

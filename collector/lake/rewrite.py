@@ -1,0 +1,122 @@
+"""Merges data files of `spans` into one, sorted, while others write to the lake: the lock is held for the swap alone.
+
+The new file has what DuckLake's own merge writes: the columns by their field ids, and with each row the snapshot that
+inserted it, by which time travel, insertions and the rollups go. It is sorted in blocks of BLOCK_ROWS (order.py), so
+memory is bounded by a block, and a file of many is a series of sorted runs, one after the other in time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from itertools import chain, pairwise
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from collector.lake.order import by_tenant_and_time
+from collector.lake.segments import new_file
+from collector.lake.tiers import File
+
+ROWS_PER_GROUP = 32_768
+BLOCK_ROWS = 3 * ROWS_PER_GROUP
+BLOCK_BYTES = 64 * 2**20
+"""Of values as they are encoded before compression."""
+SNAPSHOT_ID = "_ducklake_internal_snapshot_id"
+ROW_ID = "_ducklake_internal_row_id"
+# Reserved by DuckLake, after Iceberg's _last_updated_sequence_number and _row_id.
+_INTERNAL_FIELD_IDS = {SNAPSHOT_ID: 2147483539, ROW_ID: 2147483540}
+
+
+def field(name: str, arrow_type: pa.DataType, nullable: bool, field_id: int) -> pa.Field:
+    """An Arrow field that Parquet writes with this field id."""
+    return pa.field(name, arrow_type, nullable, metadata={"PARQUET:field_id": str(field_id)})
+
+
+def write_merged(files: Sequence[File], folder: Path, schema: pa.Schema) -> tuple[Path, bool]:
+    """Write the rows of `files` (at least one row) as one new file of `folder`, the table's; durable on return.
+
+    `schema` has the table's columns with their field ids. Returns the path, and whether the file holds row ids: they
+    follow from the first file's where all follow each other. Raises OSError.
+    """
+    paths = [folder / file.path if file.is_relative else Path(file.path) for file in files]
+    with_row_ids = not _follow(files) or any(ROW_ID in pq.read_schema(path).names for path in paths)
+    names = [SNAPSHOT_ID, ROW_ID] if with_row_ids else [SNAPSHOT_ID]
+    for name in names:
+        schema = schema.append(field(name, pa.int64(), True, _INTERNAL_FIELD_IDS[name]))
+    groups = chain.from_iterable(_row_groups(*each, schema) for each in zip(files, paths, strict=True))
+    blocks = (by_tenant_and_time(pa.concat_tables(block)) for block in _blocks(groups))
+    first = next(blocks)
+    with new_file(folder, "merged", first, ROWS_PER_GROUP) as new:
+        for block in chain([first], blocks):
+            new.writer.write_table(block, row_group_size=ROWS_PER_GROUP)
+    return new.path, with_row_ids
+
+
+def _follow(files: Sequence[File]) -> bool:
+    return files[0].row_id_start is not None and all(
+        before.row_id_start is not None and before.row_id_start + before.rows == after.row_id_start
+        for before, after in pairwise(files)
+    )
+
+
+def _blocks(groups: Iterator[tuple[pa.Table, int]]) -> Iterator[list[pa.Table]]:
+    """Row groups, with their encoded bytes, cut and joined to blocks of BLOCK_ROWS, or fewer of about BLOCK_BYTES."""
+    block: list[pa.Table] = []
+    rows, size = 0, 0.0
+    for table, table_bytes in groups:
+        rest, bytes_per_row = table, table_bytes / max(table.num_rows, 1)
+        while rest.num_rows:
+            fitting = int((BLOCK_BYTES - size) / max(bytes_per_row, 1.0))
+            part = rest.slice(0, max(1, min(BLOCK_ROWS - rows, fitting)))
+            rest = rest.slice(part.num_rows)
+            block.append(part)
+            rows += part.num_rows
+            size += part.num_rows * bytes_per_row
+            if rows == BLOCK_ROWS or size >= BLOCK_BYTES:
+                yield block
+                block, rows, size = [], 0, 0.0
+    if block:
+        yield block
+
+
+def _row_groups(file: File, path: Path, schema: pa.Schema) -> Iterator[tuple[pa.Table, int]]:
+    """The row groups of a file in `schema`, with their bytes before compression."""
+    labels = [column.name for column in schema if pa.types.is_dictionary(column.type)]
+    with pq.ParquetFile(path) as plain:
+        metadata = plain.metadata
+    encoded = _dictionary_columns(metadata)
+    row = file.row_id_start or 0
+    with pq.ParquetFile(path, read_dictionary=[name for name in labels if name in encoded]) as source:
+        for number in range(metadata.num_row_groups):
+            table = source.read_row_group(number, use_threads=False)
+            internal = {SNAPSHOT_ID: np.full(table.num_rows, file.begin_snapshot), ROW_ID: _range(row, table.num_rows)}
+            row += table.num_rows
+            columns = [
+                _conformed(table.column(name) if name in table.column_names else pa.array(internal[name]), wanted)
+                for name, wanted in zip(schema.names, schema.types, strict=True)
+            ]
+            yield pa.table(columns, schema=schema), metadata.row_group(number).total_byte_size
+
+
+def _range(start: int, count: int) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
+    return np.arange(start, start + count, dtype=np.int64)
+
+
+def _dictionary_columns(metadata: pq.FileMetaData) -> set[str]:
+    """Columns that can be read as dictionaries: of all other encodings only plain ones can, Arrow 26 says."""
+    readable = {"PLAIN", "RLE", "PLAIN_DICTIONARY", "RLE_DICTIONARY"}
+    chunks = [
+        metadata.row_group(group).column(column)
+        for group in range(metadata.num_row_groups)
+        for column in range(metadata.num_columns)
+    ]
+    other = {chunk.path_in_schema for chunk in chunks if not readable.issuperset(chunk.encodings)}
+    return {chunk.path_in_schema for chunk in chunks} - other
+
+
+def _conformed(column: pa.ChunkedArray | pa.Array, wanted: pa.DataType) -> pa.ChunkedArray | pa.Array:
+    if pa.types.is_dictionary(wanted) and not pa.types.is_dictionary(column.type):
+        column = column.dictionary_encode()
+    return column if column.type == wanted else column.cast(wanted)
