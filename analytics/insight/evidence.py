@@ -6,7 +6,7 @@ durations of series by minute in cells. Series are numbered, so that looking at 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from datetime import datetime, timedelta
 
@@ -89,15 +89,20 @@ class Grain:
         return cls.of_series(dimensions, keys, numbered[0], numbered[1] if cells else CELLS_SCHEMA.to_frame())
 
     @classmethod
-    def of_rollup(cls, dimensions: tuple[str, ...], rows: pl.DataFrame) -> Grain:
+    def of_rollup(cls, dimensions: tuple[str, ...], batches: Iterable[pl.DataFrame]) -> Grain:
         """From rows of a rollup by minute: `minute`, the dimensions, MEASURES and, for WITH_CELLS, `latency_buckets`.
 
         There may be several rows for a minute and its dimensions.
         """
-        keys = rows.select(dimensions).unique(maintain_order=True)
-        numbered = _numbered(rows, keys).drop(dimensions)
-        cells = _cells(numbered) if dimensions in WITH_CELLS else CELLS_SCHEMA.to_frame()
-        return cls.of_series(dimensions, keys, numbered, cells)
+        parts = [cls.empty(dimensions)]
+        keys = parts[0].keys
+        for batch in batches:
+            keys, series = _known(batch.select(dimensions), keys)
+            rows = batch.drop(dimensions).with_columns(series)
+            cells = _cells(rows) if dimensions in WITH_CELLS else parts[0].cells
+            parts.append(cls.of_series(dimensions, keys, rows, cells))
+        rows, cells = (pl.concat(frames) for frames in zip(*((part.rows, part.cells) for part in parts), strict=True))
+        return cls(dimensions, keys, _in_order(rows), _in_order(cells))
 
     @classmethod
     def of_series(
@@ -163,13 +168,21 @@ _CELLS = 1024
 """More than there are cells."""
 
 
+def _known(names: pl.DataFrame, keys: pl.DataFrame) -> tuple[pl.DataFrame, pl.Series]:
+    """`keys` with those of `names` that they lack behind them, and which of them each of `names` is (`series`)."""
+    series = _numbered(names, keys)["series"]
+    if not series.null_count():
+        return keys, series
+    new = names.filter(series.is_null()).unique(maintain_order=True)
+    # With buffers of its own: a few texts of a frame would keep those of all of its rows.
+    keys = pl.concat([keys, pl.DataFrame(new.to_arrow())])
+    return keys, _numbered(names, keys)["series"]
+
+
 def _repeats(rows: pl.DataFrame) -> bool:
     """Whether a series has several rows for a minute."""
-    if rows.is_empty():
-        return False
-    minute, series = rows["minute"].to_numpy(), rows["series"].to_numpy().astype(np.int64)
-    at = (minute - minute.min()) * (series.max() + 1) + series
-    return bool(np.bincount(at).max() > 1)
+    at = rows.select(pl.col("minute").cast(pl.Int64) * 2**32 + pl.col("series").cast(pl.Int64)).to_series()
+    return at.n_unique() < rows.height
 
 
 def _in_order(frame: pl.DataFrame) -> pl.DataFrame:

@@ -6,14 +6,13 @@ frames: the detectors that need them find nothing.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 
 import numpy as np
 import polars as pl
 
-from analytics.buckets import BUCKETS
 from analytics.insight import forecasting, traced
 from analytics.insight.evidence import (
     BASE,
@@ -27,7 +26,7 @@ from analytics.insight.evidence import (
     Evidence,
     Grain,
 )
-from analytics.rollup.partials import MAPS, NONE, UNKNOWN
+from analytics.rollup.partials import NONE, UNKNOWN
 from collector.lake.lake import Reader
 
 TABLES: Mapping[str, tuple[str, tuple[str, ...]]] = {
@@ -37,10 +36,12 @@ TABLES: Mapping[str, tuple[str, tuple[str, ...]]] = {
     "destination": ("rollup_destination_1m", DESTINATION),
     "error": ("rollup_error_1m", ERROR),
 }
-ROWS_AT_ONCE = 500_000
-"""About how many rows of the base set are read at once: with their maps they take many times what is kept of them."""
+ROWS_AT_ONCE = 150_000
+"""Rows of a rollup that are read at once: with their maps they take many times what is kept of them."""
+_STRETCH_ROWS = 1_000_000
 SKEW_MINUTES = 3
 SKEW_SPANS_MAX = 100_000
+_SLOTS = [f"slot_{slot}" for slot in range(traced.SLOTS)]
 _SERVED = "kind IN ('server', 'consumer')"
 _WANTED = {HOST: "kind NOT IN ('client', 'producer')", DESTINATION: "hits + misses > 0"}
 """Rows that tell something: hosts are judged by what they serve, destinations by the lookups of caches."""
@@ -64,10 +65,17 @@ def load(
     bounds = (time.astimezone(UTC).replace(tzinfo=None) for time in (start, until))
     source = _Source(reader, _tables(reader), *bounds, region, tenant)
     served = source.count(_SERVED) > 0
-    parts = [part.evidence(served) for part in source.stretches()]
+    told = Evidence.concat([part.told() for part in source.stretches()])
+    demand: list[pl.DataFrame] = []
+
+    def seen(rows: pl.DataFrame) -> pl.DataFrame:
+        demand.append(_demand(rows, served))
+        return rows
+
+    grains = {name: source.grain(table, dimensions, seen) for name, (table, dimensions) in TABLES.items()}
     return replace(
-        Evidence.concat(parts), skew=source.skew(),
-        hourly=source.hourly() if with_hours else Evidence.empty().hourly,
+        told, **grains, demand=_steady(pl.concat(demand)) if demand else told.demand,
+        skew=source.skew(), hourly=source.hourly() if with_hours else told.hourly,
     )  # fmt: skip
 
 
@@ -80,9 +88,7 @@ def newest(reader: Reader) -> datetime | None:
 
 
 def _tables(reader: Reader) -> frozenset[str]:
-    return frozenset(
-        name for (name,) in reader.rows("SELECT table_name FROM duckdb_tables() WHERE NOT internal")
-    )
+    return frozenset(name for (name,) in reader.rows("SELECT table_name FROM duckdb_tables() WHERE NOT internal"))
 
 
 @dataclass(frozen=True)
@@ -97,9 +103,9 @@ class _Source:
     tenant: str | None
 
     def stretches(self) -> Iterator[_Source]:
-        """The same in parts of about ROWS_AT_ONCE rows of the base set."""
+        """The same in parts of about _STRETCH_ROWS rows of the base set."""
         minutes = int((self.until - self.start) / timedelta(minutes=1))
-        length = max(1, minutes * ROWS_AT_ONCE // max(self.count(), ROWS_AT_ONCE)) * timedelta(minutes=1)
+        length = max(1, minutes * _STRETCH_ROWS // max(self.count(), _STRETCH_ROWS)) * timedelta(minutes=1)
         start = self.start
         while start < self.until:
             end = min(start + length, self.until)
@@ -113,35 +119,35 @@ class _Source:
         scope, values = self._scope("window_start", ("region", "tenant"))
         return int(self.reader.row(f"SELECT count(*) FROM rollup_1m WHERE {scope} AND {condition}", values)[0])
 
-    def evidence(self, served: bool) -> Evidence:
-        """All but clocks and hours. `served`: demand is that of served spans."""
-        rows = {name: self._rows(table, dimensions) for name, (table, dimensions) in TABLES.items()}
-        grains = {name: Grain.of_rollup(TABLES[name][1], frame) for name, frame in rows.items()}
-        asked = rows["base"]
-        if served:
-            asked = asked.filter(pl.col("kind").is_in(["server", "consumer"]))
+    def told(self) -> Evidence:
+        """What the tables of traces tell."""
         deliveries, cells = self._deliveries()
         return replace(
-            Evidence.empty(), **grains, demand=_demand(asked), deliveries=deliveries, delivery_cells=cells,
-            hot_keys=self._hot_keys(), exemplars=self._exemplars(),
+            Evidence.empty(), deliveries=deliveries, delivery_cells=cells, hot_keys=self._hot_keys(),
+            exemplars=self._exemplars(),
         )  # fmt: skip
 
-    def _rows(self, table: str, dimensions: tuple[str, ...]) -> pl.DataFrame:
-        """What `Grain.of_rollup` takes, and of the base set the counts by second."""
+    def grain(self, table: str, dimensions: tuple[str, ...], seen: Callable[[pl.DataFrame], pl.DataFrame]) -> Grain:
+        """A grain; rows of the base set, which carry the counts by second, go through `seen`."""
         if table not in self.present:
-            return _as(pl.DataFrame(), _rollup_schema(dimensions))
+            return Grain.empty(dimensions)
+        found = map(pl.DataFrame, self.reader.batches(*self._query(table, dimensions), ROWS_AT_ONCE))
+        return Grain.of_rollup(dimensions, map(seen, found) if dimensions == BASE else found)
+
+    def _query(self, table: str, dimensions: tuple[str, ...]) -> tuple[str, dict[str, object]]:
+        """Of what `Grain.of_rollup` takes, and of the base set the counts by second."""
         scope, values = self._scope("window_start", dimensions)
-        wanted = [_WANTED.get(dimensions, "true")]
         known = [f"{name} NOT IN ('{UNKNOWN}', '{NONE}')" for name in dimensions if name in _LABELLED]
-        minute = "(epoch_us(window_start) // 60_000_000)::INTEGER AS minute"
+        where = " AND ".join([scope, *known, _WANTED.get(dimensions, "true")])
         columns = {"busy_ns": "duration_sum_ns::DOUBLE AS busy_ns"}
-        measures = [columns.get(name, name) for name in MEASURES[dimensions]]
-        maps = [name for name in _rollup_schema(dimensions) if name in ("latency_buckets", "second_counts")]
-        return self.reader.frame(
-            f"SELECT {', '.join([minute, *dimensions, *measures, *maps])} FROM {table} "
-            f"WHERE {' AND '.join([scope, *known, *wanted])}",
-            values,
-        )
+        names = [
+            "(epoch_us(window_start) // 60_000_000)::INTEGER AS minute",
+            *dimensions,
+            *(columns.get(name, name) for name in MEASURES[dimensions]),
+            *(["latency_buckets"] if dimensions in WITH_CELLS else []),
+            *(["second_counts"] if dimensions == BASE else []),
+        ]
+        return f"SELECT {', '.join(names)} FROM {table} WHERE {where}", values
 
     def hourly(self) -> pl.DataFrame:
         if "rollup_1h" not in self.present:
@@ -238,35 +244,33 @@ class _Source:
         return text, values
 
 
-def _rollup_schema(dimensions: tuple[str, ...]) -> pl.Schema:
-    kinds = {name: pl.Float64() if name == "busy_ns" else pl.Int64() for name in MEASURES[dimensions]}
-    maps = {"latency_buckets": BUCKETS} if dimensions in WITH_CELLS else {}
-    if dimensions == BASE:
-        maps["second_counts"] = MAPS["second_counts"]
-    return pl.Schema({"minute": pl.Int32(), **dict.fromkeys(dimensions, pl.String()), **kinds, **maps})
-
-
-def _demand(rows: pl.DataFrame) -> pl.DataFrame:
-    """DEMAND_SCHEMA of rows of the base set (see `traced.demand`)."""
-    slots = [f"slot_{slot}" for slot in range(traced.SLOTS)]
+def _demand(rows: pl.DataFrame, served: bool) -> pl.DataFrame:
+    """Columns minute, region, tenant and the counts of each slot, of rows of the base set, of those served alone."""
+    if served:
+        rows = rows.filter(pl.col("kind").is_in(["server", "consumer"]))
     seconds = (
         rows.select(second=pl.col("second_counts").map.keys(), count=pl.col("second_counts").map.values())
         .with_row_index("row")
         .explode("second", "count", empty_as_null=False)
     )
     at = seconds.select(pl.col("row").cast(pl.Int64) * traced.SLOTS + pl.col("second") // (60 // traced.SLOTS))
-    by_slot = np.bincount(at.to_series().to_numpy(), seconds["count"].to_numpy(), minlength=rows.height * len(slots))
+    by_slot = np.bincount(at.to_series().to_numpy(), seconds["count"].to_numpy(), minlength=rows.height * len(_SLOTS))
     counted = pl.concat(
-        [rows.select("minute", "region", "tenant"), pl.DataFrame(by_slot.reshape(-1, len(slots)), schema=slots)],
+        [rows.select("minute", "region", "tenant"), pl.DataFrame(by_slot.reshape(-1, len(_SLOTS)), schema=_SLOTS)],
         how="horizontal",
     )
-    by = counted.group_by("minute", "region", "tenant").agg(pl.col(slots).sum())
-    ordered = np.sort(by.select(slots).to_numpy(), axis=1)
+    return counted.group_by("minute", "region", "tenant").agg(pl.col(_SLOTS).sum())
+
+
+def _steady(counted: pl.DataFrame) -> pl.DataFrame:
+    """DEMAND_SCHEMA of what `_demand` gives (see `traced.demand`)."""
+    by = counted.group_by("minute", "region", "tenant").agg(pl.col(_SLOTS).sum())
+    ordered = np.sort(by.select(_SLOTS).to_numpy(), axis=1)
+    minute = pl.from_epoch(pl.col("minute").cast(pl.Int64) * 60_000_000, time_unit="us")
     found = by.select(
-        minute=pl.from_epoch(pl.col("minute").cast(pl.Int64) * 60_000_000, time_unit="us"), region="region",
-        tenant="tenant", count=pl.Series(ordered.sum(1)),
+        minute=minute, region="region", tenant="tenant", count=pl.Series(ordered.sum(1)),
         # The lower middle one.
-        steady_count=pl.Series(traced.SLOTS * ordered[:, (len(slots) - 1) // 2]),
+        steady_count=pl.Series(traced.SLOTS * ordered[:, (traced.SLOTS - 1) // 2]),
     )  # fmt: skip
     return _as(found, traced.DEMAND_SCHEMA)
 
@@ -276,4 +280,4 @@ def _cell(bucket: str, size: int) -> str:
 
 
 def _as(frame: pl.DataFrame, schema: pl.Schema) -> pl.DataFrame:
-    return schema.to_frame() if frame.is_empty() else frame.select(schema.names()).cast(schema)
+    return frame.select(schema.names()).cast(schema)
