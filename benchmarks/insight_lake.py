@@ -83,11 +83,11 @@ def make(folder: Path, per_second: int, hours: float) -> None:
         for kept in configured(config):
             drawn = pl.concat(_drawn(kept, per_second))
             length = timedelta(minutes=DISTINCT_MINUTES)
-            for step in range(int(hours * 60) // DISTINCT_MINUTES):
+            for step in reversed(range(int(hours * 60) // DISTINCT_MINUTES)):
                 rows = drawn.with_columns(pl.col("window_start") - step * length)
                 _store(lake, kept.minutes, rows, kept)
             hour = merged(drawn.with_columns(pl.col("window_start").dt.truncate("1h")), "1h", kept.dimensions)
-            for step in range(int(hours) + 1):
+            for step in reversed(range(int(hours) + 1)):
                 _store(lake, kept.hours, hour.with_columns(pl.col("window_start") - timedelta(hours=step)), kept)
 
 

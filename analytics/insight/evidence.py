@@ -96,11 +96,13 @@ class Grain:
         """
         parts = [cls.empty(dimensions)]
         keys = parts[0].keys
-        for batch in batches:
+        for batch in filter(len, batches):
             keys, series = _known(batch.select(dimensions), keys)
             rows = batch.drop(dimensions).with_columns(series)
             cells = _cells(rows) if dimensions in WITH_CELLS else parts[0].cells
             parts.append(cls.of_series(dimensions, keys, rows, cells))
+        # What lies in order in the end is not copied.
+        parts[1:] = sorted(parts[1:], key=lambda part: part.rows["minute"][0])
         rows, cells = (pl.concat(frames) for frames in zip(*((part.rows, part.cells) for part in parts), strict=True))
         return cls(dimensions, keys, _in_order(rows), _in_order(cells))
 

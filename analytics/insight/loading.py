@@ -36,7 +36,7 @@ TABLES: Mapping[str, tuple[str, tuple[str, ...]]] = {
     "destination": ("rollup_destination_1m", DESTINATION),
     "error": ("rollup_error_1m", ERROR),
 }
-ROWS_AT_ONCE = 150_000
+ROWS_AT_ONCE = 100_000
 """Rows of a rollup that are read at once: with their maps they take many times what is kept of them."""
 _STRETCH_ROWS = 1_000_000
 SKEW_MINUTES = 3
