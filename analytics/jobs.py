@@ -164,6 +164,8 @@ def trace_lag(reader: Reader) -> JobLag:
 def insight_lag(reader: Reader) -> JobLag:
     """How far findings are behind the rollups: spans of minutes that are not judged, and how long these minutes are."""
     position = reader.position(marks.JOB)
+    if not reader.has(BASE.minutes):
+        return JobLag(marks.JOB, position, reader.snapshot_id(), 0, 0.0)
     judged = datetime(1970, 1, 1) if position is None else marks.time(position).replace(tzinfo=None)
     spans, seconds = reader.row(
         "SELECT coalesce(sum(count), 0)::BIGINT, coalesce(60 + date_diff('second', min(window_start), "
