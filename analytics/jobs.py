@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 import duckdb
 
 from analytics.definitions import ANALYTICS_DEFINITIONS
+from analytics.insight import marks
 from analytics.rollup import compact, job, sets
 from analytics.rollup.job import Done, Memory
 from analytics.rollup.sets import BASE, DimensionSet
@@ -38,7 +39,10 @@ class JobsReport:
 
 @dataclass(frozen=True)
 class JobLag:
-    """How far a job is behind: `seconds_behind` is the age of the oldest commit with spans that it has not seen."""
+    """How far a job is behind: `seconds_behind` is the age of the oldest commit with spans that it has not seen.
+
+    Of findings, see `insight_lag`: the position is a minute, and time is that of the data.
+    """
 
     job: str
     position: int | None
@@ -155,6 +159,20 @@ def trace_lag(reader: Reader) -> JobLag:
     """How far the tables of traces are behind the reader's snapshot."""
     position = reader.position(TRACES)
     return JobLag(TRACES, position, reader.snapshot_id(), *_behind(reader, position))
+
+
+def insight_lag(reader: Reader) -> JobLag:
+    """How far findings are behind the rollups: spans of minutes that are not judged, and how long these minutes are."""
+    position = reader.position(marks.JOB)
+    if not reader.has(BASE.minutes):
+        return JobLag(marks.JOB, position, reader.snapshot_id(), 0, 0.0)
+    judged = datetime(1970, 1, 1) if position is None else marks.time(position).replace(tzinfo=None)
+    spans, seconds = reader.row(
+        "SELECT coalesce(sum(count), 0)::BIGINT, coalesce(60 + date_diff('second', min(window_start), "
+        "max(window_start)), 0) FROM rollup_1m WHERE window_start >= ?",
+        [judged],
+    )
+    return JobLag(marks.JOB, position, reader.snapshot_id(), int(spans), float(seconds))
 
 
 def _behind(reader: Reader, position: int | None) -> tuple[int, float]:

@@ -1,11 +1,11 @@
-"""Insight: CPU and memory of a run over many tenants, and of explaining a selection of millions of spans.
+"""Insight: CPU and memory of a run over a lake of many tenants, and of explaining a selection of millions of spans.
 
-    python -m benchmarks.insights [--tenants 1000] [--regions 6] [--operations 20] [--minutes 180] [--spans 5000000]
+    POLARS_MAX_THREADS=1 python -m benchmarks.insights [--per-second 1000] [--hours 24] [--spans 5000000]
 
-A run: `findings` on evidence of so many minutes, in which each tenant uses one to three regions, with Zipf-like traffic
-(counts by minute are Poisson; series without spans in a minute have no row, as in the rollups). An increment: joining
-one more minute to the evidence; reading it is not in it. CPU of this process, all threads; peak of resident memory.
-Explain: over a lake of so many spans, as `spanlake explain` asks it.
+The lake is that of `benchmarks.insight_lake`. A run: as of the job's first minute, reading `insight.history_minutes` of
+the rollups and judging them. An increment: reading the newest minutes again, joining them, and judging. In a process of
+its own, for the peak of resident memory; CPU of all its threads. Explain: over a lake of so many raw spans, as
+`spanlake explain` asks it.
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ from __future__ import annotations
 import argparse
 import json
 import resource
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -20,14 +22,14 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TypeVar
 
-import numpy as np
-import polars as pl
-
 from analytics import jobs
 from analytics.insight.engine import findings
-from analytics.insight.evidence import BASE, CELLS_SCHEMA, HOST, ROWS_SCHEMA, VERSION, Evidence, Grain
+from analytics.insight.evidence import Evidence
 from analytics.insight.explaining import explain
-from analytics.window import Window
+from analytics.insight.loading import load
+from analytics.window import MINUTE, Window
+from benchmarks import insight_lake
+from benchmarks.insight_lake import END
 from benchmarks.rollup import SPANS_PER_SECOND, START_NS, spans
 from collector.config import InsightConfig, QueryConfig
 from collector.lake.lake import Lake
@@ -35,69 +37,36 @@ from collector.lake.location import Location
 from collector.lake.sandbox import open_sandbox
 from collector.lake.segments import write_segment
 
-START = datetime(2026, 3, 1, tzinfo=UTC)
-SPANS_A_MINUTE = 600_000
-HOSTS = 20
+REREAD = 4 * MINUTE
+RECENT = timedelta(minutes=15)
 Result = TypeVar("Result")
 
 
-def grain(dimensions: tuple[str, ...], keys: pl.DataFrame, weight: np.ndarray, minutes: range, seed: int) -> Grain:
-    """Counts of a minute and series by Poisson, and durations in about four cells each."""
-    rng = np.random.default_rng(seed)
-    share = weight / weight.sum() * SPANS_A_MINUTE
-    rows, cells = [], []
-    for minute in minutes:
-        count = rng.poisson(share)
-        series = np.flatnonzero(count)
-        n = count[series]
-        at = START.replace(tzinfo=None) + minute * timedelta(minutes=1)
-        rows.append(
-            pl.DataFrame({"minute": [at] * len(series), "series": series, "count": n, "errors": rng.binomial(n, 0.002)})
-        )
-        each = np.repeat(series, np.minimum(n, 4))
-        cells.append(
-            pl.DataFrame(
-                {
-                    "minute": [at] * len(each),
-                    "series": each,
-                    "cell": rng.normal(90, 4, len(each)).astype(int),
-                    "spans": np.repeat(-(-n // np.minimum(n, 4)), np.minimum(n, 4)),
-                }
-            )
-        )
-    counted = pl.concat(rows).with_columns(
-        hits=pl.lit(0), misses=pl.lit(0), busy_ns=pl.col("count") * 1_000_000, unknown_weight_count=pl.lit(0)
-    )
-    return Grain(
-        dimensions,
-        keys,
-        counted.select(ROWS_SCHEMA.names()).cast(dict(ROWS_SCHEMA)),
-        pl.concat(cells).cast(dict(CELLS_SCHEMA)),
-    )
+def measure(folder: Path) -> dict[str, object]:
+    """A run and an increment on the lake in a folder; in this process."""
+    config = InsightConfig()
+    start = END - config.history_minutes * MINUTE
+    with Lake(Location(folder), read_only=False) as lake:
+        before = END - MINUTE
+        known, reading = timed(lambda: _load(lake, start - MINUTE, before))
+        found, judging = timed(lambda: findings(known, before, RECENT, config))
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        kept = known.between(start, END - REREAD)
+        joined, joining = timed(lambda: Evidence.concat([kept, _load(lake, END - REREAD, END)]))
+        _, again = timed(lambda: findings(joined, END, RECENT, config))
+    grains = {name: getattr(known, name) for name in ("base", "host", "version", "destination", "error")}
+    return {
+        "rows": {name: one.rows.height for name, one in grains.items()},
+        "series": {name: one.keys.height for name, one in grains.items()},
+        "cells": {name: one.cells.height for name, one in grains.items()},
+        "run": {"findings": len(found), "reading": reading, "judging": judging, "peak_mib": peak / 1024},
+        "increment": {"reading": joining, "judging": again},
+    }
 
 
-def evidence(tenants: int, regions: int, operations: int, minutes: range) -> Evidence:
-    """Grains base, host and version of one platform."""
-    rng = np.random.default_rng(1)
-    size = 1 / np.arange(1, tenants + 1)
-    places = [(t, r) for t in range(tenants) for r in rng.choice(regions, rng.integers(1, 4), replace=False)]
-    base = [(f"r{r}", f"t{t}", f"s{o % 5}", "rpc", f"op{o}", "server") for t, r in places for o in range(operations)]
-    weight = np.array([size[t] / (1 + o) for t, _ in places for o in range(operations)])
-    host = [(f"r{r}", f"h{r}-{h}", f"t{t}", f"s{h % 5}", "server") for t, r in places for h in range(HOSTS)]
-    host_weight = np.array([size[t] for t, _ in places for _ in range(HOSTS)])
-    version = [(f"r{r}", f"s{o % 5}", "1", f"i{h}", f"op{o}", "server")
-               for r in range(regions) for h in range(HOSTS) for o in range(operations)]  # fmt: skip
-
-    def frame(rows: list[tuple[str, ...]], names: tuple[str, ...]) -> pl.DataFrame:
-        return pl.DataFrame(rows, schema=dict.fromkeys(names, pl.String()), orient="row")
-
-    empty = Evidence.empty()
-    return Evidence(
-        grain(BASE, frame(base, BASE), weight, minutes, 2),
-        grain(HOST, frame(host, HOST), host_weight, minutes, 3),
-        grain(VERSION, frame(version, VERSION), np.ones(len(version)), minutes, 4),
-        *(value for name, value in vars(empty).items() if name not in ("base", "host", "version")),
-    )
+def _load(lake: Lake, start: datetime, end: datetime) -> Evidence:
+    with lake.read() as reader:
+        return load(reader, start, end)
 
 
 def timed(work: Callable[[], Result]) -> tuple[Result, dict[str, float]]:
@@ -132,28 +101,18 @@ def explaining(count: int) -> dict[str, float]:
 def main() -> None:
     """Print figures as JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for name, default in (
-        ("tenants", 1000),
-        ("regions", 6),
-        ("operations", 20),
-        ("minutes", 180),
-        ("spans", 5_000_000),
-    ):
-        parser.add_argument(f"--{name}", type=int, default=default)
+    parser.add_argument("--per-second", type=int, default=1000)
+    parser.add_argument("--hours", type=float, default=24)
+    parser.add_argument("--spans", type=int, default=5_000_000)
+    parser.add_argument("--measure", type=Path, help=argparse.SUPPRESS)
     asked = parser.parse_args()
-    known = evidence(asked.tenants, asked.regions, asked.operations, range(asked.minutes))
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    end = START + timedelta(minutes=asked.minutes)
-    config = InsightConfig(history_minutes=asked.minutes)
-    found, took = timed(lambda: findings(known, end, timedelta(minutes=15), config))
-    after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    print(json.dumps({
-        "run": {"series": known.base.keys.height, "rows": known.base.rows.height, "cells": known.base.cells.height,
-                "findings": len(found), **took, "mib_before": before / 1024, "mib_peak": after / 1024},
-    }), flush=True)  # fmt: skip
-    new = evidence(asked.tenants, asked.regions, asked.operations, range(asked.minutes, asked.minutes + 1))
-    _, took = timed(lambda: Evidence.concat([known.between(START + timedelta(minutes=1), end), new]))
-    print(json.dumps({"increment": took}), flush=True)
+    if asked.measure:
+        print(json.dumps(measure(asked.measure)))
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        insight_lake.make(Path(folder) / "data", asked.per_second, asked.hours)
+        command = [sys.executable, "-m", "benchmarks.insights", "--measure", str(Path(folder) / "data")]
+        print(subprocess.run(command, check=True, capture_output=True, text=True).stdout, end="", flush=True)
     if asked.spans:
         print(json.dumps({"explain": explaining(asked.spans)}), flush=True)
 

@@ -32,10 +32,20 @@ class RetentionConfig(Section):
 
     spans_days: float = Field(0.0, ge=0, allow_inf_nan=False, description="days since a span was received")
     rollup_minutes_days: float = Field(
-        0.0, ge=0, allow_inf_nan=False, description="days since the window of a rollup, other than those by hour"
+        0.0,
+        ge=0,
+        allow_inf_nan=False,
+        description="days since the window of a rollup by minute and of the tables of traces",
     )
     rollup_hours_days: float = Field(
         0.0, ge=0, allow_inf_nan=False, description="days since the window of a rollup by hour (its name ends in _1h)"
+    )
+    traces_days: float = Field(
+        0.0, ge=0, allow_inf_nan=False, description="days since the window of a trace's summary (table trace_rows)"
+    )
+    findings_days: float = Field(400.0, ge=0, allow_inf_nan=False, description="days since the minute of a finding")
+    sightings_days: float = Field(
+        400.0, ge=0, allow_inf_nan=False, description="days since a version, instance or host was last seen"
     )
     total_bytes: int = Field(
         0, ge=0, description="bytes of all data files; beyond: the oldest spans go, however young they are"

@@ -68,18 +68,17 @@ def describe(lake: Lake, reader: Reader, config: Config) -> dict[str, Any]:
 
 
 def _lags(reader: Reader, config: Config) -> list[jobs.JobLag]:
-    """The lag of the rollups, of each set of dimensions that is not as far, and of the tables of traces."""
+    """The lag of the rollups, of each set of dimensions that is not as far, of tables of traces, and of findings."""
     base, *others = jobs.lag(reader, sets.configured(config.analyze))
     traces = [jobs.trace_lag(reader)] if config.analyze.trace_parts else []
-    return [base, *(lag for lag in others if lag.position != base.position), *traces]
+    insight = [jobs.insight_lag(reader)] if config.insight.enabled else []
+    return [base, *(lag for lag in others if lag.position != base.position), *traces, *insight]
 
 
 def _folded(reader: Reader) -> list[dict[str, Any]]:
     """For each set of dimensions beyond its bounds: spans folded into `(overflow)`, and at most so many series."""
     names = [name for name, _ in sets.stored(reader)]
-    return [
-        {"set": name, "spans": spans, "series_max": series} for name, spans, series in fold.folded(reader, names)
-    ]
+    return [{"set": name, "spans": spans, "series_max": series} for name, spans, series in fold.folded(reader, names)]
 
 
 def as_text(found: dict[str, Any]) -> str:
@@ -97,6 +96,7 @@ def as_text(found: dict[str, Any]) -> str:
     text = [f"{name:<10} {value}" for name, value in lines.items() if value]
     text += [
         f"  {lag['job']:<22} {lag['spans_behind']:,} spans, {lag['seconds_behind']:.1f} s behind"
+        + (", has not run yet" if lag["position"] is None else "")
         for lag in running["lag"]
     ]
     text += [
@@ -112,7 +112,8 @@ def as_text(found: dict[str, Any]) -> str:
 
 def _retention_text(kept: dict[str, Any]) -> list[str]:
     units = {"spans_days": "spans {:g} days", "rollup_minutes_days": "rollups by minute {:g} days",
-             "rollup_hours_days": "rollups by hour {:g} days"}  # fmt: skip
+             "rollup_hours_days": "rollups by hour {:g} days", "traces_days": "summaries of traces {:g} days",
+             "findings_days": "findings {:g} days", "sightings_days": "sightings {:g} days"}  # fmt: skip
     bounds = [text.format(kept[key]) for key, text in units.items() if kept[key]]
     if kept["total_bytes"]:
         bounds.append(f"at most {_size(kept['total_bytes'])} in all")

@@ -139,6 +139,29 @@ def test_rollups_have_ages_of_their_own(lake: Lake) -> None:
     assert (count(lake), count(lake, "rollup_1m"), count(lake, "rollup_1h")) == (20, 0, 1)
 
 
+@pytest.mark.parametrize(
+    ("table", "column", "config"),
+    [
+        ("findings", "minute", RetentionConfig()),
+        ("sighting_rows", "last_seen", RetentionConfig()),
+        ("trace_rows", "window_start", RetentionConfig(traces_days=14)),
+        ("hot_keys_1m", "window_start", RetentionConfig(rollup_minutes_days=14)),
+    ],
+)
+def test_tables_of_jobs_go_by_ages_of_their_own(
+    lake: Lake, table: str, column: str, config: RetentionConfig
+) -> None:
+    with lake.write() as transaction:
+        transaction.execute(f"CREATE TABLE {table} ({column} TIMESTAMP NOT NULL)")
+    for days in (410, 5):
+        at = pa.array([(time.time_ns() - days * DAY_NS) // 1000], pa.timestamp("us"))
+        with lake.write() as transaction:
+            segment = write_segment(pa.table({column: at}), lake.location.files / "main" / table)
+            transaction.add_files(table, [segment])
+    assert [removal.file.table for removal in retention.apply(lake, config)] == [table]
+    assert count(lake, table) == 1
+
+
 def test_the_oldest_go_until_the_rest_fits(lake: Lake) -> None:
     paths = [store(lake, days) for days in (5, 4, 3, 2)]
     with lake.read() as reader:

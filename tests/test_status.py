@@ -41,7 +41,10 @@ def test_a_lake_at_rest(lake_folder: Path) -> None:
     assert found["collector"] == {"running": False, "pid": None, "grpc": None, "http": None, "health": None}
     assert found["jobs"]["running"] is False
     lags = [(lag["job"], lag["spans_behind"], lag["seconds_behind"]) for lag in found["jobs"]["lag"]]
-    assert lags == [("rollup", 0, 0.0), ("traces", 0, 0.0)]
+    assert lags[:2] == [("rollup", 0, 0.0), ("traces", 0, 0.0)]
+    (job, spans, seconds), lag = lags[2], found["jobs"]["lag"][2]
+    assert (job, spans, lag["position"]) == ("insight", 20_000, None), "findings have not run"
+    assert seconds > 0
     tables = {table["name"]: table for table in found["tables"]}
     assert tables["spans"]["files"] >= 1
     assert tables["spans"]["bytes"] == sum(

@@ -71,7 +71,7 @@ def rates(observed: Floats, trials: Floats, strata: Ints, count: int, span: Span
     of_strata = summed(observed, strata, count), summed(trials, strata, count)
     clean = clean_minutes(*of_strata, span)
     stratum_rate = (of_strata[0] * clean).sum(1) / np.maximum((of_strata[1] * clean).sum(1), 1.0)
-    mine = clean[strata].astype(bool)
+    mine = clean.astype(bool)[strata]
     events, tried = (array.sum(1, where=mine, dtype=float) for array in (observed, trials))
     rate = (events + PRIOR_TRIALS * stratum_rate[strata]) / (tried + PRIOR_TRIALS)
     rate = np.clip(rate, 1e-5, 1 - 1e-5)[:, None]

@@ -40,7 +40,8 @@ class Split:
 @dataclass(frozen=True)
 class Comparison:
     """`operations`: a row an operation that both have, with columns service_name, operation, kind, spans_a, spans_b,
-    error_rate_a, error_rate_b, p95_ns_a, p95_ns_b, cliffs_delta (above 0: A is slower), p; largest difference first.
+    unknown_weight_share_a, unknown_weight_share_b (of spans whose sampling probability is unknown), error_rate_a,
+    error_rate_b, p95_ns_a, p95_ns_b, cliffs_delta (above 0: A is slower), p; largest difference first.
 
     `odds_ratio` of errors, A to B, with its 95 % interval and p, over all strata.
     """
@@ -91,7 +92,8 @@ def _cells(sandbox: Sandbox, window: Window, where: str, side: str) -> pl.DataFr
     return frame(
         sandbox,
         f"SELECT '{side}' AS side, {', '.join(_STRATUM)}, floor({bucket} / {BUCKETS_PER_CELL})::INTEGER AS cell, "
-        "count(*)::BIGINT AS spans, count(*) FILTER (status = 'error')::BIGINT AS errors FROM spans "
+        "count(*)::BIGINT AS spans, count(*) FILTER (status = 'error')::BIGINT AS errors, "
+        "count(*) FILTER (sample_weight IS NULL)::BIGINT AS unknown FROM spans "
         f"WHERE start_time >= TIMESTAMP '{window.start:%Y-%m-%d %H:%M}' "
         f"AND start_time < TIMESTAMP '{window.end:%Y-%m-%d %H:%M}' AND ({where}\n) GROUP BY ALL",
     )
@@ -133,7 +135,8 @@ def _operations(cells: pl.DataFrame) -> pl.DataFrame:
             {
                 **dict(zip(OPERATION, key, strict=True)),
                 **{f"spans_{side}": int(one["spans"].sum()) for side, one in sides.items()},
-                **{f"error_rate_{side}": _share(one) for side, one in sides.items()},
+                **{f"unknown_weight_share_{side}": _share(one, "unknown") for side, one in sides.items()},
+                **{f"error_rate_{side}": _share(one, "errors") for side, one in sides.items()},
                 **{f"p95_ns_{side}": quantile_ns(one, 0.95) for side, one in spread.items()},
                 "cliffs_delta": delta,
                 "p": min(1.0, 2 * min(p, 1 - p)),
@@ -142,8 +145,8 @@ def _operations(cells: pl.DataFrame) -> pl.DataFrame:
     return pl.DataFrame(rows).sort(pl.col("cliffs_delta").abs(), descending=True) if rows else pl.DataFrame()
 
 
-def _share(part: pl.DataFrame) -> float:
-    return float(part["errors"].sum()) / float(part["spans"].sum())
+def _share(part: pl.DataFrame, name: str) -> float:
+    return float(part[name].sum()) / float(part["spans"].sum())
 
 
 def _spread(part: pl.DataFrame) -> Floats:

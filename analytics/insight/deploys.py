@@ -14,7 +14,7 @@ import polars as pl
 
 from analytics.insight import telling
 from analytics.insight.finding import Finding, Place
-from analytics.insight.panel import Bools, Floats, Ints
+from analytics.insight.panel import Bools, Floats, Ints, summed
 from analytics.insight.scene import STRATA, Scene
 
 NEW_MINUTES_MAX = 90
@@ -40,9 +40,7 @@ def releases(scene: Scene) -> list[Release]:
     if not panel.size:
         return []
     keys, of = panel.groups(("service_name", "service_version"))
-    count = np.zeros((keys.height, scene.span.count))
-    np.add.at(count, of, panel.counts["count"])
-    seen = count > 0
+    seen = summed(panel.counts["count"], of, keys.height) > 0
     first = np.where(seen.any(1), seen.argmax(1), scene.span.count)
     frame = keys.with_columns(first=pl.Series(first), index=pl.Series(range(keys.height)))
     oldest = frame.group_by("service_name").agg(oldest=pl.col("first").min())

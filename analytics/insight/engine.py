@@ -16,6 +16,7 @@ from analytics.insight import (
     mix,
     objectives,
     places,
+    telling,
     topics,
     traffic,
     trends,
@@ -56,7 +57,8 @@ def findings(
     scene = Scene(evidence, until, settings.model_copy(update={"recent_minutes": recent}))
     if not scene.has_history:
         return []
-    return fold([finding for detector in DETECTORS for finding in detector(scene)])
+    found = fold([finding for detector in DETECTORS for finding in detector(scene)])
+    return [telling.with_unknown_share(scene, finding) for finding in found]
 
 
 def has_history(evidence: Evidence, until: datetime, config: InsightConfig | None = None) -> bool:

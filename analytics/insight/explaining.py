@@ -30,6 +30,7 @@ _DIFFERENCE_MIN = 0.01
 _SCHEMA = {
     "attribute": pl.String(), "value": pl.String(), "share_selected": pl.Float64(), "share_others": pl.Float64(),
     "difference": pl.Float64(), "p_corrected": pl.Float64(), "spans_selected": pl.Int64(), "spans_others": pl.Int64(),
+    "unknown_weight_share": pl.Float64(),
 }  # fmt: skip
 
 
@@ -37,7 +38,8 @@ def explain(sandbox: Sandbox, window: Window, where: str, rows_max: int = 20) ->
     """The values whose shares differ most, at most `rows_max` with a corrected p of at most 0.01.
 
     `where`: an SQL condition on columns of spans. Columns: attribute, value, share_selected, share_others, difference,
-    p_corrected, spans_selected, spans_others; by absolute difference, largest first. Raises QueryError for a condition
+    p_corrected, spans_selected, spans_others, unknown_weight_share (of these, the share whose sampling probability is
+    unknown and which count once); by absolute difference, largest first. Raises QueryError for a condition
     that does not run, OperatorError for one that selects nothing or everything.
     """
     totals = frame(sandbox, _scoped(window, where, "") + _TOTALS)
@@ -64,7 +66,8 @@ def frame(sandbox: Sandbox, sql: str) -> pl.DataFrame:
 
 def _scoped(window: Window, where: str, columns: str, sample: str = "") -> str:
     return (
-        f"WITH scoped AS (SELECT coalesce(({where}\n), false) AS is_selected, coalesce(sample_weight, 1.0) AS weight"
+        f"WITH scoped AS (SELECT coalesce(({where}\n), false) AS is_selected, coalesce(sample_weight, 1.0) AS weight, "
+        f"(sample_weight IS NULL)::BIGINT AS unknown"
         f"{columns} FROM spans WHERE start_time >= TIMESTAMP '{window.start:%Y-%m-%d %H:%M}' "
         f"AND start_time < TIMESTAMP '{window.end:%Y-%m-%d %H:%M}'{sample}) "
     )
@@ -83,7 +86,8 @@ def _columns(sandbox: Sandbox, window: Window, where: str) -> pl.DataFrame:
     name = " ".join(f"WHEN GROUPING({column}) = 0 THEN '{column}'" for column in COLUMNS)
     value = f"coalesce({', '.join(COLUMNS)})"
     sql = (
-        f"SELECT CASE {name} END AS attribute, {value} AS value, is_selected, count(*) AS spans, sum(weight) AS weight "
+        f"SELECT CASE {name} END AS attribute, {value} AS value, is_selected, count(*) AS spans, "
+        "sum(weight) AS weight, sum(unknown)::BIGINT AS unknown "
         f"FROM scoped GROUP BY GROUPING SETS ({grouped})"
     )
     return frame(sandbox, _scoped(window, where, labels) + sql)
@@ -95,7 +99,8 @@ def _attributes(sandbox: Sandbox, window: Window, where: str, spans: int) -> pl.
     sample = f" AND hash(span_id) % {one_in} = 0" if one_in > 1 else ""
     sql = (
         f"SELECT entry.key AS attribute, entry.value AS value, is_selected, (count(*) * {one_in})::BIGINT AS spans, "
-        f"sum(weight) * {one_in} AS weight FROM (SELECT is_selected, weight, unnest(map_entries(attributes)) AS entry "
+        f"sum(weight) * {one_in} AS weight, (sum(unknown) * {one_in})::BIGINT AS unknown "
+        "FROM (SELECT is_selected, weight, unknown, unnest(map_entries(attributes)) AS entry "
         "FROM scoped) GROUP BY ALL"
     )
     return frame(sandbox, _scoped(window, where, ", attributes", sample) + sql)
@@ -118,6 +123,7 @@ def _ranked(counted: pl.DataFrame, sides: dict[bool, dict[str, float]], rows_max
             share_others=pl.col("weight").filter(~of).sum() / sides[False]["total"],
             spans_selected=pl.col("spans").filter(of).sum().cast(pl.Int64),
             spans_others=pl.col("spans").filter(~of).sum().cast(pl.Int64),
+            unknown_weight_share=pl.col("unknown").sum() / pl.col("spans").sum(),
         )
         .with_columns(difference=pl.col("share_selected") - pl.col("share_others"))
         .filter(pl.col("difference").abs() >= _DIFFERENCE_MIN)

@@ -61,13 +61,14 @@ class Effect:
 @dataclass(frozen=True)
 class Confidence:
     """Why it is believed: the test, its p and the one corrected over all that were tested (None for what is no test),
-    and n spans behind it."""
+    and n spans behind it. `unknown_weight_share`: the share of spans whose sampling probability is unknown, None where
+    it was not counted."""
 
     test: str
     p: float | None
     p_corrected: float | None
     n: int
-    unknown_weight_share: float = 0.0
+    unknown_weight_share: float | None = None
 
 
 @dataclass(frozen=True)
@@ -159,7 +160,8 @@ class Finding:
 
     def as_row(self, minute: datetime) -> dict[str, Any]:
         """A row of FINDINGS_SCHEMA."""
-        effect, confidence = vars(self.effect), vars(self.confidence)
+        effect, confidence = vars(self.effect), dict(vars(self.confidence))
+        confidence["unknown_weight_share"] = self.confidence.unknown_weight_share or 0.0
         return {
             "minute": _naive(minute),
             "identity": self.identity,

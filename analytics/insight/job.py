@@ -13,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
+from analytics.insight import marks
 from analytics.insight.engine import findings
 from analytics.insight.evidence import Evidence
 from analytics.insight.finding import Finding, frame
@@ -24,7 +25,6 @@ from collector.lake.lake import Lake, StaleProgressError
 
 log = logging.getLogger(__name__)
 
-JOB = "insight"
 TABLE = "findings"
 GRACE = timedelta(seconds=15)
 _CAUGHT_UP_MINUTES_MAX = 10
@@ -51,17 +51,17 @@ class InsightJob:
         """
         due = (now.astimezone(UTC) - GRACE).replace(second=0, microsecond=0)
         with self._lake.read() as reader:
-            position, last = reader.position(JOB), newest(reader)
-        if last is None or (position is not None and _time(position) >= due):
+            position, last = reader.position(marks.JOB), newest(reader)
+        if last is None or (position is not None and marks.time(position) >= due):
             return 0
-        first = due if position is None else max(_time(position) + MINUTE, due - _CAUGHT_UP_MINUTES_MAX * MINUTE)
+        first = due if position is None else max(marks.time(position) + MINUTE, due - _CAUGHT_UP_MINUTES_MAX * MINUTE)
         if self._known_until is None:
             self._warm_up(first)
         judged = 0
         while first <= due:
             if not self._judge(first, position):
                 return judged
-            position, first, judged = _position(first), first + MINUTE, judged + 1
+            position, first, judged = marks.position(first), first + MINUTE, judged + 1
         return judged
 
     def _warm_up(self, first: datetime) -> None:
@@ -73,7 +73,7 @@ class InsightJob:
         told = self._found(minute)
         try:
             with self._lake.write() as transaction:
-                transaction.advance(JOB, expected=position, position=_position(minute))
+                transaction.advance(marks.JOB, expected=position, position=marks.position(minute))
                 if told:
                     transaction.insert(TABLE, frame(told, minute).to_arrow())
         except StaleProgressError as error:
@@ -97,13 +97,7 @@ class InsightJob:
         if known > start:
             hourly = new.hourly if new.hourly.height else self._evidence.hourly
             new = replace(Evidence.concat([self._evidence.between(start, known), new]), hourly=hourly)
+        if until.minute == 0:
+            new = new.pruned()
         self._evidence = new
         self._known_until = until
-
-
-def _position(minute: datetime) -> int:
-    return int(minute.timestamp()) // 60
-
-
-def _time(position: int) -> datetime:
-    return datetime.fromtimestamp(position * 60, UTC)

@@ -6,20 +6,21 @@ frames: the detectors that need them find nothing.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 
+import numpy as np
 import polars as pl
 
 from analytics.insight import forecasting, traced
 from analytics.insight.evidence import (
     BASE,
-    BUCKETS_PER_CELL,
     DESTINATION,
     ERROR,
     HOST,
     HOURLY_SCHEMA,
+    MEASURES,
     VERSION,
     WITH_CELLS,
     Evidence,
@@ -35,8 +36,15 @@ TABLES: Mapping[str, tuple[str, tuple[str, ...]]] = {
     "destination": ("rollup_destination_1m", DESTINATION),
     "error": ("rollup_error_1m", ERROR),
 }
+ROWS_AT_ONCE = 100_000
+"""Rows of a rollup that are read at once: with their maps they take many times what is kept of them."""
+_STRETCH_ROWS = 1_000_000
 SKEW_MINUTES = 3
-SKEW_SPANS_MAX = 400_000
+SKEW_SPANS_MAX = 100_000
+_SLOTS = [f"slot_{slot}" for slot in range(traced.SLOTS)]
+_SERVED = "kind IN ('server', 'consumer')"
+_WANTED = {HOST: "kind NOT IN ('client', 'producer')", DESTINATION: "hits + misses > 0"}
+"""Rows that tell something: hosts are judged by what they serve, destinations by the lookups of caches."""
 _LABELLED = {"host", "service_version", "service_instance_id", "destination", "error_type"}
 
 
@@ -54,13 +62,20 @@ def load(
     `with_hours`: the hours of the last days too. Clocks are looked at by SKEW_MINUTES at both ends. Raises
     duckdb.Error where the lake cannot be read.
     """
-    source = _Source(reader, start.astimezone(UTC), until.astimezone(UTC), region, tenant)
-    grains = {name: source.grain(table, dimensions) for name, (table, dimensions) in TABLES.items()}
-    deliveries, cells = source.deliveries()
+    bounds = (time.astimezone(UTC).replace(tzinfo=None) for time in (start, until))
+    source = _Source(reader, _tables(reader), *bounds, region, tenant)
+    served = source.count(_SERVED) > 0
+    told = Evidence.concat([part.told() for part in source.stretches()])
+    demand: list[pl.DataFrame] = []
+
+    def seen(rows: pl.DataFrame) -> pl.DataFrame:
+        demand.append(_demand(rows, served))
+        return rows
+
+    grains = {name: source.grain(table, dimensions, seen) for name, (table, dimensions) in TABLES.items()}
     return replace(
-        Evidence.empty(), **grains, deliveries=deliveries, delivery_cells=cells, hot_keys=source.hot_keys(),
-        exemplars=source.exemplars(), skew=source.skew(), demand=source.demand(),
-        hourly=source.hourly() if with_hours else Evidence.empty().hourly,
+        told, **grains, demand=_steady(pl.concat(demand)) if demand else told.demand,
+        skew=source.skew(), hourly=source.hourly() if with_hours else told.hourly,
     )  # fmt: skip
 
 
@@ -72,83 +87,94 @@ def newest(reader: Reader) -> datetime | None:
     return None if last is None else last.replace(tzinfo=UTC) + timedelta(minutes=1)
 
 
-def _tables(reader: Reader) -> set[str]:
-    return {name for (name,) in reader.rows("SELECT table_name FROM duckdb_tables() WHERE NOT internal")}
+def _tables(reader: Reader) -> frozenset[str]:
+    return frozenset(name for (name,) in reader.rows("SELECT table_name FROM duckdb_tables() WHERE NOT internal"))
 
 
+@dataclass(frozen=True)
 class _Source:
-    def __init__(
-        self, reader: Reader, start: datetime, until: datetime, region: str | None, tenant: str | None
-    ) -> None:
-        self._reader = reader
-        self._start, self._until = start.replace(tzinfo=None), until.replace(tzinfo=None)
-        self._region, self._tenant = region, tenant
-        self._present = _tables(reader)
+    """Some minutes (naive UTC) of a lake with the tables `present`, of one region or tenant where given."""
 
-    def grain(self, table: str, dimensions: tuple[str, ...]) -> Grain:
-        if table not in self._present:
-            return Grain.empty(dimensions)
-        names, scope, values = ", ".join(dimensions), *self._scope("window_start", dimensions)
-        known = [f"{name} NOT IN ('{UNKNOWN}', '{NONE}')" for name in dimensions if name in _LABELLED]
-        where = " AND ".join([scope, *known])
-        rows = self._reader.frame(
-            f"SELECT window_start AS minute, {names}, sum(count)::BIGINT AS count, sum(errors)::BIGINT AS errors, "
-            "sum(hits)::BIGINT AS hits, sum(misses)::BIGINT AS misses, sum(duration_sum_ns)::DOUBLE::BIGINT AS "
-            "busy_ns, "
-            f"sum(unknown_weight_count)::BIGINT AS unknown_weight_count FROM {table} WHERE {where} GROUP BY ALL",
-            values,
-        )
-        if dimensions not in WITH_CELLS:
-            return Grain.of_counts(dimensions, rows, None)
-        entries = "unnest(map_keys(latency_buckets)) AS bucket, unnest(map_values(latency_buckets)) AS spans"
-        cells = self._reader.frame(
-            f"SELECT minute, {names}, {_cell('bucket', BUCKETS_PER_CELL)} AS cell, sum(spans)::BIGINT AS spans FROM "
-            f"(SELECT window_start AS minute, {names}, {entries} FROM {table} WHERE {where}) GROUP BY ALL",
-            values,
-        )
-        return Grain.of_counts(dimensions, rows, cells)
+    reader: Reader
+    present: frozenset[str]
+    start: datetime
+    until: datetime
+    region: str | None
+    tenant: str | None
 
-    def demand(self) -> pl.DataFrame:
-        if "rollup_1m" not in self._present:
-            return traced.DEMAND_SCHEMA.to_frame()
+    def stretches(self) -> Iterator[_Source]:
+        """The same in parts of about _STRETCH_ROWS rows of the base set."""
+        minutes = int((self.until - self.start) / timedelta(minutes=1))
+        length = max(1, minutes * _STRETCH_ROWS // max(self.count(), _STRETCH_ROWS)) * timedelta(minutes=1)
+        start = self.start
+        while start < self.until:
+            end = min(start + length, self.until)
+            yield replace(self, start=start, until=end)
+            start = end
+
+    def count(self, condition: str = "true") -> int:
+        """Rows of the base set."""
+        if "rollup_1m" not in self.present:
+            return 0
         scope, values = self._scope("window_start", ("region", "tenant"))
-        served = f"FROM rollup_1m WHERE {scope} AND kind IN ('server', 'consumer')"
-        (count,) = self._reader.row(f"SELECT count(*) {served}", values)
-        source = served if count else f"FROM rollup_1m WHERE {scope}"
-        seconds = "unnest(map_keys(second_counts)) AS second, unnest(map_values(second_counts)) AS spans"
-        by_slot = self._reader.frame(
-            f"SELECT minute, region, tenant, second // {60 // traced.SLOTS} AS slot, sum(spans)::BIGINT AS count FROM "
-            f"(SELECT window_start AS minute, region, tenant, {seconds} {source}) GROUP BY ALL",
-            values,
-        )
-        return traced.steady(by_slot)
+        return int(self.reader.row(f"SELECT count(*) FROM rollup_1m WHERE {scope} AND {condition}", values)[0])
+
+    def told(self) -> Evidence:
+        """What the tables of traces tell."""
+        deliveries, cells = self._deliveries()
+        return replace(
+            Evidence.empty(), deliveries=deliveries, delivery_cells=cells, hot_keys=self._hot_keys(),
+            exemplars=self._exemplars(),
+        )  # fmt: skip
+
+    def grain(self, table: str, dimensions: tuple[str, ...], seen: Callable[[pl.DataFrame], pl.DataFrame]) -> Grain:
+        """A grain; rows of the base set, which carry the counts by second, go through `seen`."""
+        if table not in self.present:
+            return Grain.empty(dimensions)
+        found = map(pl.DataFrame, self.reader.batches(*self._query(table, dimensions), ROWS_AT_ONCE))
+        return Grain.of_rollup(dimensions, map(seen, found) if dimensions == BASE else found)
+
+    def _query(self, table: str, dimensions: tuple[str, ...]) -> tuple[str, dict[str, object]]:
+        """Of what `Grain.of_rollup` takes, and of the base set the counts by second."""
+        scope, values = self._scope("window_start", dimensions)
+        known = [f"{name} NOT IN ('{UNKNOWN}', '{NONE}')" for name in dimensions if name in _LABELLED]
+        where = " AND ".join([scope, *known, _WANTED.get(dimensions, "true")])
+        columns = {"busy_ns": "duration_sum_ns::DOUBLE AS busy_ns"}
+        names = [
+            "(epoch_us(window_start) // 60_000_000)::INTEGER AS minute",
+            *dimensions,
+            *(columns.get(name, name) for name in MEASURES[dimensions]),
+            *(["latency_buckets"] if dimensions in WITH_CELLS else []),
+            *(["second_counts"] if dimensions == BASE else []),
+        ]
+        return f"SELECT {', '.join(names)} FROM {table} WHERE {where}", values
 
     def hourly(self) -> pl.DataFrame:
-        if "rollup_1h" not in self._present:
+        if "rollup_1h" not in self.present:
             return HOURLY_SCHEMA.to_frame()
-        end = self._until.replace(minute=0)
+        end = self.until.replace(minute=0)
         scope, values = self._scope(
             "window_start", ("region", "tenant"), end - timedelta(hours=forecasting.HISTORY_HOURS), end
         )
-        found = self._reader.frame(
+        found = self.reader.frame(
             "SELECT window_start AS minute, region, sum(count)::BIGINT AS count FROM rollup_1h "
             f"WHERE {scope} AND kind IN ('server', 'consumer') GROUP BY ALL",
             values,
         )
         return _as(found, HOURLY_SCHEMA)
 
-    def deliveries(self) -> tuple[pl.DataFrame, pl.DataFrame]:
-        if "deliveries_1m" not in self._present:
+    def _deliveries(self) -> tuple[pl.DataFrame, pl.DataFrame]:
+        if "deliveries_1m" not in self.present:
             return traced.DELIVERIES_SCHEMA.to_frame(), traced.DELIVERY_CELLS_SCHEMA.to_frame()
         by, (scope, values) = "minute, region, tenant, destination", self._scope("window_start", ("region", "tenant"))
         source = f"(SELECT *, window_start AS minute FROM deliveries_1m WHERE {scope})"
-        counts = self._reader.frame(
+        counts = self.reader.frame(
             f"SELECT {by}, sum(messages)::BIGINT AS messages, sum(deliveries)::BIGINT AS deliveries FROM {source} "
             "GROUP BY ALL",
             values,
         )
         entries = "unnest(map_keys(lag_buckets)) AS bucket, unnest(map_values(lag_buckets)) AS spans"
-        cells = self._reader.frame(
+        cells = self.reader.frame(
             f"SELECT {by}, {_cell('bucket', traced.LAG_CELL_BUCKETS)} AS cell, sum(spans)::BIGINT AS spans "
             f"FROM (SELECT {by}, {entries} FROM {source}) GROUP BY ALL HAVING sum(spans) <> 0 "
             f"UNION ALL SELECT {by}, -1, sum(negative_lags)::BIGINT FROM {source} WHERE negative_lags <> 0 GROUP BY "
@@ -157,11 +183,11 @@ class _Source:
         )
         return _as(counts, traced.DELIVERIES_SCHEMA), _as(cells, traced.DELIVERY_CELLS_SCHEMA)
 
-    def hot_keys(self) -> pl.DataFrame:
-        if "hot_keys_1m" not in self._present:
+    def _hot_keys(self) -> pl.DataFrame:
+        if "hot_keys_1m" not in self.present:
             return traced.HOT_KEYS_SCHEMA.to_frame()
         scope, values = self._scope("window_start", ("region", "tenant"))
-        found = self._reader.frame(
+        found = self.reader.frame(
             "WITH counters AS (SELECT window_start AS minute, region, tenant, destination, service_name, keyed, "
             f"unnest(map_entries(key_counts)) AS counter FROM hot_keys_1m WHERE {scope} AND kind = 'server'), "
             "keys AS (SELECT minute, region, tenant, destination, service_name, NULL::VARCHAR AS host, counter.key "
@@ -175,11 +201,11 @@ class _Source:
         )
         return _as(found, traced.HOT_KEYS_SCHEMA)
 
-    def exemplars(self) -> pl.DataFrame:
-        if "exemplar_cells_1m" not in self._present:
+    def _exemplars(self) -> pl.DataFrame:
+        if "exemplar_cells_1m" not in self.present:
             return traced.EXEMPLARS_SCHEMA.to_frame()
         scope, values = self._scope("window_start", ("region", "tenant"))
-        found = self._reader.frame(
+        found = self.reader.frame(
             "SELECT window_start AS minute, region, service_name, operation, arg_max(tenant, duration_ns) AS tenant, "
             "is_error, max(duration_ns) AS duration_ns, arg_max(trace_id, duration_ns) AS trace_id "
             f"FROM exemplar_cells_1m WHERE {scope} GROUP BY ALL",
@@ -190,17 +216,17 @@ class _Source:
     def skew(self) -> pl.DataFrame:
         """Of whole traces, one in so many that at most SKEW_SPANS_MAX spans are read."""
         edge = timedelta(minutes=SKEW_MINUTES)
-        stretches = [(self._start, min(self._start + edge, self._until))]
-        if self._until - edge > stretches[0][1]:
-            stretches.append((self._until - edge, self._until))
+        stretches = [(self.start, min(self.start + edge, self.until))]
+        if self.until - edge > stretches[0][1]:
+            stretches.append((self.until - edge, self.until))
         return pl.concat([traced.skew(self._spans(*stretch)) for stretch in stretches])
 
     def _spans(self, start: datetime, end: datetime) -> pl.DataFrame:
         scope, values = self._scope("start_time", ("region", "tenant"), start, end)
         scope += " AND kind IN ('client', 'server', 'producer', 'consumer')"
-        (count,) = self._reader.row(f"SELECT count(*) FROM spans WHERE {scope}", values)
+        (count,) = self.reader.row(f"SELECT count(*) FROM spans WHERE {scope}", values)
         one_in = 1 + int(count) // SKEW_SPANS_MAX
-        return self._reader.frame(
+        return self.reader.frame(
             "SELECT trace_id, span_id, parent_span_id, kind, start_time, duration_ns, region, host, "
             f"[{{'trace_id': links[1].trace_id, 'span_id': links[1].span_id}}] AS links FROM spans WHERE {scope} "
             f"AND ({one_in} = 1 OR hash(trace_id) % {one_in} = 0)",
@@ -210,12 +236,43 @@ class _Source:
     def _scope(
         self, time: str, dimensions: tuple[str, ...], start: datetime | None = None, end: datetime | None = None
     ) -> tuple[str, dict[str, object]]:
-        values: dict[str, object] = {"start": start or self._start, "until": end or self._until}
+        values: dict[str, object] = {"start": start or self.start, "until": end or self.until}
         text = f"{time} >= $start AND {time} < $until"
-        for name, value in (("region", self._region), ("tenant", self._tenant)):
+        for name, value in (("region", self.region), ("tenant", self.tenant)):
             if value is not None and name in dimensions:
                 text, values[name] = f"{text} AND {name} = ${name}", value
         return text, values
+
+
+def _demand(rows: pl.DataFrame, served: bool) -> pl.DataFrame:
+    """Columns minute, region, tenant and the counts of each slot, of rows of the base set, of those served alone."""
+    if served:
+        rows = rows.filter(pl.col("kind").is_in(["server", "consumer"]))
+    seconds = (
+        rows.select(second=pl.col("second_counts").map.keys(), count=pl.col("second_counts").map.values())
+        .with_row_index("row")
+        .explode("second", "count", empty_as_null=False)
+    )
+    at = seconds.select(pl.col("row").cast(pl.Int64) * traced.SLOTS + pl.col("second") // (60 // traced.SLOTS))
+    by_slot = np.bincount(at.to_series().to_numpy(), seconds["count"].to_numpy(), minlength=rows.height * len(_SLOTS))
+    counted = pl.concat(
+        [rows.select("minute", "region", "tenant"), pl.DataFrame(by_slot.reshape(-1, len(_SLOTS)), schema=_SLOTS)],
+        how="horizontal",
+    )
+    return counted.group_by("minute", "region", "tenant").agg(pl.col(_SLOTS).sum())
+
+
+def _steady(counted: pl.DataFrame) -> pl.DataFrame:
+    """DEMAND_SCHEMA of what `_demand` gives (see `traced.demand`)."""
+    by = counted.group_by("minute", "region", "tenant").agg(pl.col(_SLOTS).sum())
+    ordered = np.sort(by.select(_SLOTS).to_numpy(), axis=1)
+    minute = pl.from_epoch(pl.col("minute").cast(pl.Int64) * 60_000_000, time_unit="us")
+    found = by.select(
+        minute=minute, region="region", tenant="tenant", count=pl.Series(ordered.sum(1)),
+        # The lower middle one.
+        steady_count=pl.Series(traced.SLOTS * ordered[:, (traced.SLOTS - 1) // 2]),
+    )  # fmt: skip
+    return _as(found, traced.DEMAND_SCHEMA)
 
 
 def _cell(bucket: str, size: int) -> str:

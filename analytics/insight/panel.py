@@ -7,10 +7,10 @@ not compare, and a change of the mix of operations leaves their expectation righ
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -18,7 +18,7 @@ import polars as pl
 from scipy import sparse
 
 from analytics.buckets import GAMMA
-from analytics.insight.evidence import BUCKETS_PER_CELL, Grain
+from analytics.insight.evidence import BUCKETS_PER_CELL, CELLS_SCHEMA, Grain, minute_number
 
 Floats = npt.NDArray[np.floating[Any]]
 Bools = npt.NDArray[np.bool_]
@@ -29,6 +29,7 @@ _FIRST_CELL = -1
 SLOW, VERY_SLOW = 0.95, 0.99
 MINUTE = timedelta(minutes=1)
 _MINUTE_US = 60_000_000
+_BLOCK_CELLS = 1_000_000
 
 
 @dataclass(frozen=True)
@@ -125,6 +126,8 @@ class Rated:
 
     def only(self, which: Bools) -> Rated:
         """All series, but nothing in those that are not of `which`."""
+        if which.all():
+            return self
         return Rated(self.observed * which[:, None], self.trials * which[:, None], self.rate)
 
 
@@ -141,55 +144,85 @@ class Counts:
         return self._made[name]
 
 
+class Block(NamedTuple):
+    """Some filled cells of durations: positions of series, minute and cell, and their spans."""
+
+    series: Ints
+    minute: Ints
+    cell: Ints
+    spans: npt.NDArray[np.integer[Any]]
+
+
+@dataclass(frozen=True)
+class Cells:
+    """Filled cells of the series of a panel, read in blocks where they lie: they are too many for copies.
+
+    `frame`: CELLS_SCHEMA, in order of time; `number`: the row of the panel of each series of the grain, -1 of none.
+    """
+
+    frame: pl.DataFrame
+    number: Ints
+    start: int
+
+    @classmethod
+    def none(cls) -> Cells:
+        """Of a panel that knows no durations."""
+        return cls(CELLS_SCHEMA.to_frame(), np.empty(0, dtype=np.intp), 0)
+
+    def blocks(self, minutes: slice | None = None) -> Iterator[Block]:
+        """All cells, or those of some minutes (positions in the panel, both ends given)."""
+        frame = self.frame
+        if minutes is not None and frame.height:
+            first, last = (int(frame["minute"].search_sorted(self.start + at)) for at in (minutes.start, minutes.stop))
+            frame = frame.slice(first, max(last - first, 0))
+        for part in frame.iter_slices(_BLOCK_CELLS):
+            series = self.number[part["series"].to_numpy()]
+            minute = part["minute"].to_numpy() - self.start
+            block = Block(series, minute, part["cell"].to_numpy() - _FIRST_CELL, part["spans"].to_numpy())
+            known = series >= 0
+            yield block if known.all() else Block(*(array[known] for array in block))
+
+
 @dataclass(frozen=True)
 class Panel:
     """A grain within a `Span`.
 
-    `keys`: a row a series (the dimensions); `counts`: arrays by names of `evidence.COUNTS`; `cell*`: filled cells of
-    durations, as positions of series, minute and cell, with their spans.
+    `keys`: a row a series (the dimensions); `counts`: arrays by names of `evidence.COUNTS`; `cells`: durations.
     """
 
     span: Span
     keys: pl.DataFrame
     counts: Counts
-    cell_series: npt.NDArray[np.integer[Any]]
-    cell_minute: npt.NDArray[np.integer[Any]]
-    cell: npt.NDArray[np.integer[Any]]
-    cell_spans: Floats
+    cells: Cells
 
     @classmethod
     def of(cls, grain: Grain, span: Span) -> Panel:
         """Read the minutes of `span`."""
         inside = grain.between(span.start, span.end)
-        series = inside.rows["series"].to_numpy()
+        start = minute_number(span.start)
         used = np.zeros(grain.keys.height, dtype=bool)
-        used[series] = True
-        number = np.cumsum(used) - 1
+        used[inside.rows["series"].to_numpy()] = True
+        number = np.where(used, np.cumsum(used) - 1, -1)
         shape = (int(used.sum()), span.count)
-        at = number[series] * span.count + span.index(inside.rows["minute"])
-        return cls(
-            span,
-            grain.keys.filter(pl.Series(used)),
-            Counts(lambda name: _dense(at, inside.rows[name].to_numpy(), shape)),
-            number[inside.cells["series"].to_numpy()].astype(np.int32),
-            span.index(inside.cells["minute"]).astype(np.int16),
-            inside.cells["cell"].to_numpy() - np.int16(_FIRST_CELL),
-            inside.cells["spans"].to_numpy().astype(np.float32),
-        )
+
+        def counts(name: str) -> Floats:
+            found = np.zeros(shape, dtype=np.float32)
+            for part in inside.rows.select("series", "minute", name).iter_slices(_BLOCK_CELLS):
+                _add(found, number[part["series"].to_numpy()], part["minute"].to_numpy() - start, part[name].to_numpy())
+            return found
+
+        return cls(span, grain.keys.filter(pl.Series(used)), Counts(counts), Cells(inside.cells, number, start))
 
     def where(self, which: pl.Series) -> Panel:
         """The series of which `which` (Boolean) is true."""
         mask = which.fill_null(value=False).to_numpy()
-        renumbered = np.cumsum(mask) - 1
-        cells = mask[self.cell_series]
+        # The last one is for series of none, of which the number is -1.
+        renumbered = np.append(np.where(mask, np.cumsum(mask) - 1, -1), -1)
         return replace(
             self,
             keys=self.keys.filter(which.fill_null(value=False)),
             counts=Counts(lambda name: self.counts[name][mask]),
-            cell_series=renumbered[self.cell_series[cells]].astype(np.int32),
-            cell_minute=self.cell_minute[cells],
-            cell=self.cell[cells],
-            cell_spans=self.cell_spans[cells],
+            cells=replace(self.cells, number=renumbered[self.cells.number]),
         )
 
     @property
@@ -207,25 +240,44 @@ class Panel:
 
     def thresholds(self, strata: Ints, count: int) -> Floats:
         """The cells of SLOW and VERY_SLOW in the baseline of each stratum: an array of 2 x strata."""
-        early = self.cell_minute < self.span.baseline
-        flat = strata[self.cell_series[early]] * CELLS + self.cell[early]
-        spread = np.bincount(flat, weights=self.cell_spans[early], minlength=count * CELLS).reshape(count, CELLS)
-        up_to = np.cumsum(spread, axis=1)
+        spread = np.zeros(count * CELLS)
+        for block in self.cells.blocks(slice(0, self.span.baseline)):
+            at = strata[block.series] * CELLS + block.cell
+            spread += np.bincount(at, weights=block.spans, minlength=len(spread))
+        up_to = np.cumsum(spread.reshape(count, CELLS), axis=1)
         total = up_to[:, -1:]
         return np.stack([(up_to < share * total).sum(axis=1) for share in (SLOW, VERY_SLOW)]).astype(float)
 
     def beyond(self, cells: Floats) -> Floats:
         """Spans longer than the cell given for each series, by series and minute."""
-        slow = self.cell > cells[self.cell_series]
-        at = self.cell_series[slow].astype(np.intp) * self.span.count + self.cell_minute[slow]
-        return _dense(at, self.cell_spans[slow], (self.size, self.span.count))
+        found = np.zeros((self.size, self.span.count), dtype=np.float32)
+        for block in self.cells.blocks():
+            slow = block.cell > cells[block.series]
+            _add(found, block.series[slow], block.minute[slow], block.spans[slow])
+        return found
 
     def spread(self, series: Bools, minutes: slice) -> Floats:
         """Spans by cell, of some series and minutes."""
         start, stop, _ = minutes.indices(self.span.count)
-        inside = series[self.cell_series] & (self.cell_minute >= start) & (self.cell_minute < stop)
-        found: Floats = np.bincount(self.cell[inside], weights=self.cell_spans[inside], minlength=CELLS).astype(float)
+        found = np.zeros(CELLS)
+        for block in self.cells.blocks(slice(start, stop)):
+            inside = series[block.series]
+            found += np.bincount(block.cell[inside], weights=block.spans[inside], minlength=CELLS)
         return found
+
+    def mean_cell(self, groups: Ints, count: int, which: Bools) -> Floats:
+        """The mean cell of the spans of each group, of the series `which`, by minute; NaN without spans."""
+        size = count * self.span.count
+        total, position = np.zeros(size), np.zeros(size)
+        for block in self.cells.blocks():
+            inside = which[block.series]
+            at = groups[block.series[inside]] * self.span.count + block.minute[inside]
+            spans = block.spans[inside].astype(float)
+            total += np.bincount(at, weights=spans, minlength=size)
+            position += np.bincount(at, weights=spans * block.cell[inside], minlength=size)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            found: Floats = position / total
+        return found.reshape(count, self.span.count)
 
 
 def cell_values_ns(positions: Floats) -> Floats:
@@ -265,6 +317,11 @@ def summed(array: Floats, groups: Ints, count: int, weights: Floats | None = Non
     picking = sparse.csr_matrix((ones, (groups, np.arange(len(groups)))), shape=(count, len(groups)))
     found: Floats = picking @ array
     return found
+
+
+def _add(array: Floats, series: Ints, minute: Ints, values: npt.NDArray[Any]) -> None:
+    """Add values to an array of series x minutes."""
+    np.add.at(array.reshape(-1), series * array.shape[1] + minute, values.astype(array.dtype))
 
 
 def _dense(at: Ints, values: npt.NDArray[Any], shape: tuple[int, int]) -> Floats:

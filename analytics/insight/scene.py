@@ -95,13 +95,13 @@ class Scene:
         """Errors of callers over their quota, by series and minute; known of panel base."""
         panel, errors = self.panel(name), self.panel("error")
         if name != "base" or not errors.size:
-            return np.zeros((panel.size, self.span.count))
+            return np.zeros((1, 1), dtype=np.float32)
         quota = errors.where(errors.keys["error_type"].is_in(OVER_QUOTA))
         by = ["region", "tenant", "service_name", "operation", "kind"]
         # Series that differ by their component alone share what is known of both.
         series = panel.keys.select(by).with_row_index("series").unique(by, keep="first")
         at = quota.keys.join(series, on=by, how="left", maintain_order="left")["series"]
-        found = np.zeros((panel.size, self.span.count))
+        found = np.zeros((panel.size, self.span.count), dtype=np.float32)
         known = at.is_not_null().to_numpy()
         np.add.at(found, at.drop_nulls().to_numpy(), quota.counts["errors"][known])
         return found

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
 import numpy as np
@@ -12,9 +12,9 @@ from statsmodels.stats.contingency_tables import StratifiedTable
 from statsmodels.stats.proportion import proportion_confint
 
 from analytics.change import duration
-from analytics.insight.finding import Confidence, Effect, Place, Severity
+from analytics.insight.finding import Confidence, Effect, Finding, Place, Severity
 from analytics.insight.locating import effective_number
-from analytics.insight.panel import Bools, Floats, Measure, Panel, Rated, cell_values_ns, quantile_ns
+from analytics.insight.panel import MINUTE, Bools, Floats, Measure, Panel, Rated, cell_values_ns, quantile_ns
 from analytics.insight.scene import STRATA, Scene
 
 _SAMPLE_MAX = 3000
@@ -137,7 +137,22 @@ def unknown_share(panel: Panel, which: Bools, since: int) -> float:
     return float(unknown / count) if count else 0.0
 
 
-def confidence(test: str, p: float | None, corrected: float | None, n: float, unknown: float = 0.0) -> Confidence:
+def with_unknown_share(scene: Scene, finding: Finding) -> Finding:
+    """With the share of spans of unknown sampling at its place since it began, where its detector does not count it."""
+    if finding.confidence.unknown_weight_share is not None:
+        return finding
+    place, panel = finding.place, scene.panel("base")
+    names = {"region": place.region, "service_name": place.service, "operation": place.operation}
+    names["tenant"] = finding.tenant_scope
+    which = every({name: value for name, value in names.items() if value is not None}, panel.keys)
+    begin = int((finding.since.replace(tzinfo=None) - scene.span.start) / MINUTE)
+    share = unknown_share(panel, which, min(max(begin, 0), scene.span.count - 1))
+    return replace(finding, confidence=replace(finding.confidence, unknown_weight_share=share))
+
+
+def confidence(
+    test: str, p: float | None, corrected: float | None, n: float, unknown: float | None = None
+) -> Confidence:
     """With p values within [0, 1], None for what is no test."""
     within = [None if value is None else min(max(value, 0.0), 1.0) for value in (p, corrected)]
     return Confidence(test, within[0], within[1], int(n), unknown)

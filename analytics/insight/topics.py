@@ -14,7 +14,7 @@ from analytics.buckets import GAMMA
 from analytics.change import duration
 from analytics.insight import baselines, telling
 from analytics.insight.finding import Effect, Finding, Kind, Place
-from analytics.insight.panel import Counts, Floats, Ints, Measure, Panel, Rated, dense
+from analytics.insight.panel import Cells, Counts, Floats, Ints, Measure, Panel, Rated, dense
 from analytics.insight.scene import Scene
 from analytics.insight.shares import Spot, spots
 from analytics.insight.traced import LAG_CELL_BUCKETS
@@ -95,8 +95,7 @@ def _lost(scene: Scene, keys: pl.DataFrame, measure: Measure | Rated, spot: Spot
 def _told(
     scene: Scene, keys: pl.DataFrame, measure: Measure | Rated, spot: Spot, kind: Kind, effect: Effect, words: str
 ) -> Finding:
-    nothing = np.empty(0, dtype=np.intp)
-    panel = Panel(scene.span, keys, Counts(lambda _: np.empty((0, 0))), nothing, nothing, nothing, np.empty(0))
+    panel = Panel(scene.span, keys, Counts(lambda _: np.empty((0, 0))), Cells.none())
     hurt = telling.impact(scene, panel, measure, spot.which, spot.since)
     tenant = spot.values.get("tenant")
     tenants = (tenant,) if tenant else hurt.tenants

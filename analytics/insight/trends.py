@@ -16,7 +16,7 @@ from scipy import stats
 from analytics.change import duration
 from analytics.insight import telling
 from analytics.insight.finding import Effect, Finding, Place
-from analytics.insight.panel import Bools, Floats, Ints, cell_values_ns
+from analytics.insight.panel import Bools, Floats, Ints, cell_values_ns, summed
 from analytics.insight.scene import Scene
 
 LIMIT_RATIO = 20.0
@@ -46,9 +46,7 @@ def find(scene: Scene) -> list[Finding]:
         return []
     serving = panel.keys["kind"].is_in(_SERVING).to_numpy()
     keys, of = panel.groups(_BY)
-    count, busy = (np.zeros((keys.height, scene.span.count)) for _ in range(2))
-    np.add.at(count, of[serving], panel.counts["count"][serving])
-    np.add.at(busy, of[serving], panel.counts["busy_ns"][serving])
+    count = summed(panel.counts["count"][serving], of[serving], keys.height)
     slow = scene.level("host", "slow", _BY)
     busiest = count[:, -8:].min(1) >= _COUNT_PER_MINUTE_MIN
     typical = _typical_ns(scene, of, keys.height, serving)
@@ -63,15 +61,7 @@ def find(scene: Scene) -> list[Finding]:
 
 def _typical_ns(scene: Scene, of: Ints, count: int, serving: Bools) -> Floats:
     """The typical duration in ns by group of series and minute: of the mean cell, so that outliers weigh little."""
-    panel = scene.panel("host")
-    inside = serving[panel.cell_series]
-    at = of[panel.cell_series[inside]] * scene.span.count + panel.cell_minute[inside]
-    weight, size = panel.cell_spans[inside], count * scene.span.count
-    total = np.bincount(at, weights=weight, minlength=size)
-    position = np.bincount(at, weights=weight * panel.cell[inside], minlength=size)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        found: Floats = cell_values_ns(position / total)
-    return found.reshape(count, scene.span.count)
+    return cell_values_ns(scene.panel("host").mean_cell(of, count, serving))
 
 
 def rising(values: Floats, usual: float) -> Ramp | None:

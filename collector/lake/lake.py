@@ -41,6 +41,13 @@ class Reader:
 
         return pl.DataFrame(self.arrow(sql, parameters))
 
+    def batches(self, sql: str, parameters: Parameters = (), rows: int = 100_000) -> Iterator[pa.RecordBatch]:
+        """The result in batches of about so many rows, as they come: it is never in memory as a whole.
+
+        No other query may run on this reader until it is exhausted. Raises duckdb.Error.
+        """
+        yield from self._connection.execute(sql, parameters).to_arrow_reader(rows)
+
     def row(self, sql: str, parameters: Parameters = ()) -> tuple[Any, ...]:
         """The first row. Raises LookupError where there is none, duckdb.Error from the database."""
         row: tuple[Any, ...] | None = self._connection.execute(sql, parameters).fetchone()

@@ -1,7 +1,8 @@
 """Retention: which data files have had their time, and their removal, a whole file at a time.
 
 Ages and sizes come from the catalog's statistics, so no file is opened to choose. A span's age counts from when it
-was received: that grows with the order of files, whatever clocks the senders have. A rollup's counts from its window.
+was received: that grows with the order of files, whatever clocks the senders have. A rollup's counts from its window, a
+finding's from its minute, that of a version or host from when it was last seen.
 A removed file stays on disk for readers that are on it, until `maintain.clean` finds its snapshots expired.
 """
 
@@ -19,8 +20,9 @@ from collector.lake import engine
 from collector.lake.lake import Lake, Reader, Transaction
 
 SPANS = "spans"
-RECEIVED = "received_at"
 WINDOW = "window_start"
+AGES = {SPANS: "received_at", "findings": "minute", "sighting_rows": "last_seen"}
+"""The column of a table that its rows' ages count from, where it is not WINDOW."""
 HOUR_SUFFIX = "_1h"
 FILES_PER_COMMIT = 64
 REMOVALS_KEPT_DAYS = 90
@@ -28,6 +30,7 @@ DAY_NS = 86_400 * 10**9
 
 Reason = Literal["age", "size"]
 
+_AGE_CASES = " ".join(f"WHEN '{table}' THEN '{column}'" for table, column in AGES.items())
 _METADATA = f"__ducklake_metadata_{engine.CATALOG}"
 _FILES_SQL = f"""
 SELECT
@@ -38,7 +41,7 @@ FROM {_METADATA}.ducklake_data_file f
 JOIN {_METADATA}.ducklake_table t ON t.table_id = f.table_id AND t.end_snapshot IS NULL
 LEFT JOIN {_METADATA}.ducklake_column c
     ON c.table_id = f.table_id AND c.end_snapshot IS NULL AND c.parent_column IS NULL
-    AND c.column_name = CASE t.table_name WHEN '{SPANS}' THEN '{RECEIVED}' ELSE '{WINDOW}' END
+    AND c.column_name = CASE t.table_name {_AGE_CASES} ELSE '{WINDOW}' END
 LEFT JOIN {_METADATA}.ducklake_file_column_stats s
     ON s.data_file_id = f.data_file_id AND s.column_id = c.column_id
 WHERE f.end_snapshot IS NULL
@@ -47,7 +50,7 @@ ORDER BY f.data_file_id
 _READ_UPTO_SQL = """
 WITH jobs AS (
     SELECT job, max(position) AS position, max(committed_at) AS committed_at
-    FROM progress WHERE job NOT LIKE 'spool/%' GROUP BY job
+    FROM progress WHERE job NOT LIKE 'spool/%' AND job <> 'insight' GROUP BY job
 )
 SELECT min(position) FROM jobs
 WHERE committed_at >= (SELECT max(committed_at) FROM jobs) - INTERVAL 1 DAY
@@ -128,9 +131,14 @@ def _is_too_old(file: DataFile, config: RetentionConfig, now_ns: int) -> bool:
 
 
 def _days(table: str, config: RetentionConfig) -> float:
-    if table == SPANS:
-        return config.spans_days
-    return config.rollup_hours_days if table.endswith(HOUR_SUFFIX) else config.rollup_minutes_days
+    own = {
+        SPANS: config.spans_days,
+        "trace_rows": config.traces_days,
+        "findings": config.findings_days,
+        "sighting_rows": config.sightings_days,
+    }
+    others = config.rollup_hours_days if table.endswith(HOUR_SUFFIX) else config.rollup_minutes_days
+    return own.get(table, others)
 
 
 def due(lake: Lake, config: RetentionConfig, now: float | None = None) -> list[Removal]:
@@ -143,7 +151,7 @@ def due(lake: Lake, config: RetentionConfig, now: float | None = None) -> list[R
 
 def is_on(config: RetentionConfig) -> bool:
     """Whether anything is ever to be removed."""
-    return bool(config.spans_days or config.rollup_minutes_days or config.rollup_hours_days or config.total_bytes)
+    return any(config.model_dump().values())
 
 
 def apply(
@@ -188,7 +196,7 @@ def _remove(transaction: Transaction, removals: Sequence[Removal]) -> None:
         # The bound on the age lets the catalog's statistics skip all younger files.
         transaction.execute(
             f'DELETE FROM "{table}" WHERE filename IN (SELECT unnest(?::VARCHAR[])) '
-            f"AND {RECEIVED if table == SPANS else WINDOW} <= make_timestamp_ns(?)",
+            f"AND {AGES.get(table, WINDOW)} <= make_timestamp_ns(?)",
             [[file.path for file in files], newest_ns],
         )
         transaction.execute(
