@@ -128,6 +128,15 @@ def test_a_noisy_neighbour_is_the_suspect_and_the_others_are_hurt() -> None:
     assert "correlates" in found.sentence
 
 
+def test_who_asks_more_of_all_hosts_is_no_neighbour_of_the_slow_one() -> None:
+    slow = changed(ON_HOST, served=pl.col("served") * 3)
+    busy = slow.filter(DURING & NORTH & (pl.col("tenant") == "t3"))
+    copies = pl.concat([busy.with_columns(pl.col("number") + 10**7 * copy) for copy in range(1, 15)])
+    found = told(pl.concat([slow, copies]))
+    assert "noisy_neighbour" not in {one.kind for one in found}
+    assert (found[0].kind, found[0].suspects) == ("burst", ("tenant=t3",))
+
+
 @pytest.mark.parametrize("minute", [BEGIN + 4, MINUTES])
 def test_a_bad_version_on_one_host_explains_its_errors(minute: int) -> None:
     bad = changed(ON_HOST, version=pl.lit("1.1"), fails=pl.col("fails") | (pl.col("number") % 10 == 0))
@@ -192,6 +201,45 @@ def test_traffic_that_goes_over_is_a_shift_of_the_mix() -> None:
     )
     kinds = {one.kind for one in told(over)}
     assert kinds == {"mix_shift"}
+
+
+def test_a_burst_beside_an_ebb_is_no_shift_of_the_mix() -> None:
+    calm = platform().filter(~DURING | (pl.col("tenant") != "t1") | (pl.col("number") % 2 > 0))
+    more = calm.filter(DURING & (pl.col("tenant") == "t2"))
+    copies = pl.concat([more.with_columns(pl.col("number") + 10**7 * copy) for copy in range(1, 9)])
+    assert {one.kind for one in told(pl.concat([calm, copies]))} == {"burst"}
+
+
+def deliveries(calls: pl.DataFrame, late_ns: pl.Expr) -> pl.DataFrame:
+    """A message of the gateway for each call, and its consumer on one of three hosts, `late_ns` later than usual."""
+    number = pl.col("number").cast(pl.String)
+    common = {
+        "trace_id": number, "region": pl.col("region"), "tenant": pl.col("tenant"), "component": pl.lit("topic"),
+        "operation": pl.lit("publish"), "destination": pl.lit("news"), "cache_hit": pl.lit(None, pl.Boolean),
+        "status": pl.lit("unset"), "service_version": pl.lit("9"),
+    }  # fmt: skip
+    sent = calls.select(
+        **common, span_id="p" + number, parent_span_id=pl.lit(None, pl.String), kind=pl.lit("producer"),
+        service_name=pl.lit("gateway"), host=pl.format("gw-{}-0", "region"), start_time=pl.col("start"),
+        duration_ns=pl.lit(2_000_000),
+    )  # fmt: skip
+    taken = calls.select(
+        **common, span_id="k" + number, parent_span_id="p" + number, kind=pl.lit("consumer"),
+        service_name=pl.lit("subscriber"), host=pl.format("sub-{}-{}", "region", "host"),
+        start_time=pl.col("start") + 15_000_000 + pl.col("network").cast(pl.Int64) + late_ns,
+        duration_ns=pl.lit(1_000_000),
+    )  # fmt: skip
+    both = pl.concat([sent, taken])
+    return both.with_columns(pl.col("start_time").cast(pl.Datetime("ns")), service_instance_id=pl.col("host"))
+
+
+@pytest.mark.parametrize(("where", "kinds"), [(ON_HOST, {"clock_skew"}), (NORTH, {"delivery_lag"})])
+def test_a_consumer_ahead_is_a_clock_and_all_of_them_late_is_not(where: pl.Expr, kinds: set[str]) -> None:
+    late = pl.when(DURING & where).then(80_000_000).otherwise(0)
+    end = NOON + timedelta(minutes=MINUTES)
+    found = findings(of_spans(deliveries(platform(), late)), end, HOUR)
+    assert {one.kind for one in found} == kinds
+    assert found[0].host == ("sub-north-2" if "clock_skew" in kinds else None)
 
 
 def test_a_burst_of_a_tenant_is_told_as_such() -> None:

@@ -12,7 +12,6 @@ from benchmarks.evaluate.live import Minute
 from benchmarks.evaluate.matching import AFTERMATH, RULES, Verdict, names_place, names_tenant, verdict
 from sample_data.incidents.truth import Truth
 
-
 LARGE_FACTOR = 2.0
 """Effect size from which on an incident counts for the goals."""
 _LARGE = f"of these, {LARGE_FACTOR:.0f}x and more"
