@@ -8,10 +8,13 @@ from datetime import UTC, datetime, timedelta
 import numpy as np
 import polars as pl
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from analytics.insight.engine import findings, has_history
 from analytics.insight.evidence import Evidence, of_spans
 from analytics.insight.finding import Finding
+from analytics.insight.retries import repeated
 
 NOON = datetime(2026, 3, 1, 12, tzinfo=UTC)
 MINUTES, BEGIN = 50, 42
@@ -259,3 +262,30 @@ def test_errors_that_are_called_again_are_a_retry_storm() -> None:
     found = told(pl.concat([failed, again]))[0]
     assert (found.kind, found.region) == ("retry_storm", "north")
     assert any(symptom.startswith(("errors", "region_errors")) for symptom in found.symptoms)
+
+
+def test_calls_that_a_service_repeats_within_a_request_are_a_retry_storm() -> None:
+    """The repeated ones are refused, so that nobody serves more than usual."""
+    calm = platform()
+    requests = spans(calm).filter(pl.col("kind") == "client").with_columns(
+        span_id="g" + pl.col("trace_id"), kind=pl.lit("server"), component=pl.lit("http"), operation=pl.lit("GET"),
+    )  # fmt: skip
+    failing = DURING & NORTH & (pl.col("number") % 3 == 0)
+    refused = spans(calm.filter(failing).with_columns(fails=pl.lit(value=True))).filter(pl.col("kind") == "client")
+    tries = [refused.with_columns(span_id=pl.lit(f"try {number}") + pl.col("span_id")) for number in (1, 2)]
+    end = NOON + timedelta(minutes=MINUTES)
+    found = findings(of_spans(pl.concat([requests, spans(calm), *tries])), end, HOUR)
+    assert (found[0].kind, found[0].region, found[0].service) == ("retry_storm", "north", "gateway")
+    assert found[0].effect.ratio == pytest.approx(1 + 2 / 3, rel=0.05)
+
+
+@given(st.lists(st.integers(50, 500), min_size=20, max_size=30), st.integers(1, 3))
+def test_repeats_are_told_by_what_failed_whatever_was_asked(requests: list[int], repeats: int) -> None:
+    asked = np.array(requests, float)
+    calls, failed = asked.copy(), np.zeros(len(asked))
+    calls[-5:] *= 1 + repeats
+    failed[-5:] = repeats * asked[-5:]
+    found = repeated(calls, asked, failed, len(asked) - 5, len(asked) - 5)
+    assert found == (pytest.approx(1 + repeats), pytest.approx(1))
+    assert repeated(calls, asked, failed / 2, len(asked) - 5, len(asked) - 5) is None
+    assert repeated(asked, asked, failed, len(asked) - 5, len(asked) - 5) is None

@@ -20,7 +20,7 @@ EXPLAINS: dict[str, frozenset[str]] = {
     "noisy_neighbour": SYMPTOMS | {"instance", "burst", "exhaustion", "traffic_surge", "delivery_lag"},
     "exhaustion": SYMPTOMS | {"instance"},
     "instance": SYMPTOMS,
-    "retry_storm": SYMPTOMS | {"traffic_surge", "burst", "hit_ratio", "instance", "mix_shift"},
+    "retry_storm": SYMPTOMS | {"traffic_surge", "burst", "hit_ratio", "instance", "retry_storm"},
     "hit_ratio": frozenset({"latency", "slo_burn", "blast_radius", "traffic_surge", "mix_shift"}),
     "clock_skew": frozenset({"delivery_lag", "instance", "mix_shift"}),
     "region_slow": frozenset(
