@@ -205,7 +205,8 @@ def _ratio_elsewhere(scene: Scene, panel: Panel, which: Bools, tenants: pl.Serie
     of = panel.keys["tenant"].filter(pl.Series(peers)).replace_strict(number, return_dtype=pl.Int64).to_numpy()
     count = summed(panel.counts["count"][peers], of.astype(np.intp), len(tenants))
     before, now = count[:, : scene.span.baseline].mean(1), count[:, since:].mean(1)
-    return (now + 1) / (before + 1)
+    ratio: Floats = (now + 1) / (before + 1)
+    return ratio
 
 
 def _not_later(load: Floats, since: int, scene: Scene) -> bool:

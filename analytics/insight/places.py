@@ -174,7 +174,8 @@ def _winsorised_ns(scene: Scene, which: Bools, minutes: slice) -> Floats:
     timed = which & panel.keys["kind"].is_in([*_CALLING, *_SERVING]).to_numpy()
     bound = panel.thresholds(strata, keys.height)[1][strata[timed]].max(initial=0)
     cell = np.minimum(panel.cell[inside], bound)
-    found: Floats = np.bincount(series, weights=panel.cell_spans[inside] * cell_values_ns(cell), minlength=panel.size)
+    times = panel.cell_spans[inside] * cell_values_ns(cell)
+    found: Floats = np.bincount(series, weights=times, minlength=panel.size).astype(float)
     return found[which]
 
 
