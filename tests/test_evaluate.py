@@ -197,12 +197,19 @@ def test_the_table_sums_up_scenarios() -> None:
     slow = judge("noisy_neighbour", 2, NOISY, [at(2, WRONG), at(5, SYMPTOM, CAUSE)])
     missed = judge("noisy_neighbour", 3, NOISY, [at(1)])
     vague = judge("noisy_neighbour", 4, NOISY, [at(3, replace(CAUSE, host=None, region="eu-west-1", suspects=()))])
-    row, total = table([quick, slow, missed, vague])
-    assert replace(total, kind=row.kind) == row
+    row, total, large = table([quick, slow, missed, vague])
+    assert replace(total, kind=row.kind) == replace(large, kind=row.kind) == row
     assert (row.scenarios, row.recall, row.precision) == (4, 0.75, 0.8)
     assert (row.detect_median, row.detect_p90, row.first) == (3, 5, 0.5)
     assert (row.right_place, row.right_tenant) == (pytest.approx(2 / 3), pytest.approx(2 / 3))
     assert (row.findings_per_incident, row.false_alarms, row.false_per_day) == (1.25, 1, None)
+
+
+def test_small_effects_count_for_the_whole_and_not_for_the_large() -> None:
+    small = judge("noisy_neighbour", 1, replace(NOISY, factor=1.5), [at(1)])
+    assert [row.kind for row in table([small])] == ["noisy_neighbour", "all with a cause"]
+    found = table([small, judge("noisy_neighbour", 2, NOISY, [at(1, CAUSE)])])
+    assert [(row.scenarios, row.recall) for row in found] == [(2, 0.5), (2, 0.5), (1, 1.0)]
 
 
 def test_the_command_judges_real_scenarios(tmp_path: Path) -> None:

@@ -8,10 +8,13 @@ from datetime import UTC, datetime, timedelta
 import numpy as np
 import polars as pl
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from analytics.insight.engine import findings, has_history
 from analytics.insight.evidence import Evidence, of_spans
 from analytics.insight.finding import Finding
+from analytics.insight.retries import repeated
 
 NOON = datetime(2026, 3, 1, 12, tzinfo=UTC)
 MINUTES, BEGIN = 50, 42
@@ -128,6 +131,15 @@ def test_a_noisy_neighbour_is_the_suspect_and_the_others_are_hurt() -> None:
     assert "correlates" in found.sentence
 
 
+def test_who_asks_more_of_all_hosts_is_no_neighbour_of_the_slow_one() -> None:
+    slow = changed(ON_HOST, served=pl.col("served") * 3)
+    busy = slow.filter(DURING & NORTH & (pl.col("tenant") == "t3"))
+    copies = pl.concat([busy.with_columns(pl.col("number") + 10**7 * copy) for copy in range(1, 15)])
+    found = told(pl.concat([slow, copies]))
+    assert "noisy_neighbour" not in {one.kind for one in found}
+    assert (found[0].kind, found[0].suspects) == ("burst", ("tenant=t3",))
+
+
 @pytest.mark.parametrize("minute", [BEGIN + 4, MINUTES])
 def test_a_bad_version_on_one_host_explains_its_errors(minute: int) -> None:
     bad = changed(ON_HOST, version=pl.lit("1.1"), fails=pl.col("fails") | (pl.col("number") % 10 == 0))
@@ -194,6 +206,45 @@ def test_traffic_that_goes_over_is_a_shift_of_the_mix() -> None:
     assert kinds == {"mix_shift"}
 
 
+def test_a_burst_beside_an_ebb_is_no_shift_of_the_mix() -> None:
+    calm = platform().filter(~DURING | (pl.col("tenant") != "t1") | (pl.col("number") % 2 > 0))
+    more = calm.filter(DURING & (pl.col("tenant") == "t2"))
+    copies = pl.concat([more.with_columns(pl.col("number") + 10**7 * copy) for copy in range(1, 9)])
+    assert {one.kind for one in told(pl.concat([calm, copies]))} == {"burst"}
+
+
+def deliveries(calls: pl.DataFrame, late_ns: pl.Expr) -> pl.DataFrame:
+    """A message of the gateway for each call, and its consumer on one of three hosts, `late_ns` later than usual."""
+    number = pl.col("number").cast(pl.String)
+    common = {
+        "trace_id": number, "region": pl.col("region"), "tenant": pl.col("tenant"), "component": pl.lit("topic"),
+        "operation": pl.lit("publish"), "destination": pl.lit("news"), "cache_hit": pl.lit(None, pl.Boolean),
+        "status": pl.lit("unset"), "service_version": pl.lit("9"),
+    }  # fmt: skip
+    sent = calls.select(
+        **common, span_id="p" + number, parent_span_id=pl.lit(None, pl.String), kind=pl.lit("producer"),
+        service_name=pl.lit("gateway"), host=pl.format("gw-{}-0", "region"), start_time=pl.col("start"),
+        duration_ns=pl.lit(2_000_000),
+    )  # fmt: skip
+    taken = calls.select(
+        **common, span_id="k" + number, parent_span_id="p" + number, kind=pl.lit("consumer"),
+        service_name=pl.lit("subscriber"), host=pl.format("sub-{}-{}", "region", "host"),
+        start_time=pl.col("start") + 15_000_000 + pl.col("network").cast(pl.Int64) + late_ns,
+        duration_ns=pl.lit(1_000_000),
+    )  # fmt: skip
+    both = pl.concat([sent, taken])
+    return both.with_columns(pl.col("start_time").cast(pl.Datetime("ns")), service_instance_id=pl.col("host"))
+
+
+@pytest.mark.parametrize(("where", "kinds"), [(ON_HOST, {"clock_skew"}), (NORTH, {"delivery_lag"})])
+def test_a_consumer_ahead_is_a_clock_and_all_of_them_late_is_not(where: pl.Expr, kinds: set[str]) -> None:
+    late = pl.when(DURING & where).then(80_000_000).otherwise(0)
+    end = NOON + timedelta(minutes=MINUTES)
+    found = findings(of_spans(deliveries(platform(), late)), end, HOUR)
+    assert {one.kind for one in found} == kinds
+    assert found[0].host == ("sub-north-2" if "clock_skew" in kinds else None)
+
+
 def test_a_burst_of_a_tenant_is_told_as_such() -> None:
     calm = platform()
     more = calm.filter(DURING & (pl.col("tenant") == "t2"))
@@ -211,3 +262,30 @@ def test_errors_that_are_called_again_are_a_retry_storm() -> None:
     found = told(pl.concat([failed, again]))[0]
     assert (found.kind, found.region) == ("retry_storm", "north")
     assert any(symptom.startswith(("errors", "region_errors")) for symptom in found.symptoms)
+
+
+def test_calls_that_a_service_repeats_within_a_request_are_a_retry_storm() -> None:
+    """The repeated ones are refused, so that nobody serves more than usual."""
+    calm = platform()
+    requests = spans(calm).filter(pl.col("kind") == "client").with_columns(
+        span_id="g" + pl.col("trace_id"), kind=pl.lit("server"), component=pl.lit("http"), operation=pl.lit("GET"),
+    )  # fmt: skip
+    failing = DURING & NORTH & (pl.col("number") % 3 == 0)
+    refused = spans(calm.filter(failing).with_columns(fails=pl.lit(value=True))).filter(pl.col("kind") == "client")
+    tries = [refused.with_columns(span_id=pl.lit(f"try {number}") + pl.col("span_id")) for number in (1, 2)]
+    end = NOON + timedelta(minutes=MINUTES)
+    found = findings(of_spans(pl.concat([requests, spans(calm), *tries])), end, HOUR)
+    assert (found[0].kind, found[0].region, found[0].service) == ("retry_storm", "north", "gateway")
+    assert found[0].effect.ratio == pytest.approx(1 + 2 / 3, rel=0.05)
+
+
+@given(st.lists(st.integers(50, 500), min_size=20, max_size=30), st.integers(1, 3))
+def test_repeats_are_told_by_what_failed_whatever_was_asked(requests: list[int], repeats: int) -> None:
+    asked = np.array(requests, float)
+    calls, failed = asked.copy(), np.zeros(len(asked))
+    calls[-5:] *= 1 + repeats
+    failed[-5:] = repeats * asked[-5:]
+    found = repeated(calls, asked, failed, len(asked) - 5, len(asked) - 5)
+    assert found == (pytest.approx(1 + repeats), pytest.approx(1))
+    assert repeated(calls, asked, failed / 2, len(asked) - 5, len(asked) - 5) is None
+    assert repeated(asked, asked, failed, len(asked) - 5, len(asked) - 5) is None

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from analytics.insight import baselines, telling
 from analytics.insight.alerts import Alerts
 from analytics.insight.changes import began, change_points
-from analytics.insight.finding import FINDINGS_SCHEMA, Confidence, Effect, Finding, Place, frame
+from analytics.insight.finding import FINDINGS_SCHEMA, KINDS, Confidence, Effect, Finding, Place, frame
 from analytics.insight.folding import explains, fold
 from analytics.insight.forecasting import forecast
 from analytics.insight.hosts import shifted_correlation
@@ -237,6 +237,35 @@ def test_a_slow_region_explains_late_deliveries_and_is_not_explained_by_them() -
     slow, late = finding("region_slow", place=Place("r1")), finding("delivery_lag", place=Place("r1", destination="t"))
     (found,) = fold([late, slow])
     assert (found.kind, found.symptoms) == ("region_slow", ("delivery_lag for t in r1",))
+
+
+def test_a_burst_explains_the_host_and_the_misses_of_its_tenant_though_these_could_be_causes() -> None:
+    burst = finding("burst", region=None, tenant_scope="a", suspects=("tenant=a",))
+    host, misses = finding("instance"), finding("hit_ratio", tenant_scope="a")
+    others = finding("hit_ratio", region="r2", tenant_scope="b")
+    assert {(one.kind, one.tenant_scope) for one in fold([host, misses, others, burst])} == {
+        ("burst", "a"), ("hit_ratio", "b")
+    }  # fmt: skip
+
+
+def test_a_shift_explains_the_burst_of_who_gains_and_no_other() -> None:
+    shift = finding("mix_shift", tenants=("a", "b"), suspects=("tenant=a",))
+    assert explains(shift, finding("burst", tenant_scope="a"))
+    assert not explains(shift, finding("burst", tenant_scope="b"))
+    assert explains(shift, finding("traffic_drop", tenant_scope="b"))
+    assert not explains(shift, finding("traffic_drop", tenant_scope="a"))
+
+
+@given(st.lists(st.tuples(st.sampled_from(KINDS), st.integers(-8, 8), st.sampled_from(["a", "b", None])), max_size=9))
+def test_whatever_is_found_is_told_or_a_symptom_of_what_is(kinds: list[tuple[str, int, str | None]]) -> None:
+    found = [
+        finding(kind, since, place=Place("r1", f"s{number}"), tenant_scope=tenant, tenants=("a", "b"))
+        for number, (kind, since, tenant) in enumerate(kinds)
+    ]
+    told = fold(found)
+    phrases = [f"{one.kind} {one.place.words()}" for one in found]
+    named = [f"{one.kind} {one.place.words()}" for one in told] + [text for one in told for text in one.symptoms]
+    assert sorted(named) == sorted(phrases)
 
 
 def test_the_same_in_all_regions_is_one_finding() -> None:

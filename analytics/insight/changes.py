@@ -9,6 +9,7 @@ from analytics.insight.panel import Floats
 
 _PENALTY_FACTOR = 3.0
 _NEAR_MINUTES = 4
+_LOOK_BACK_MINUTES = 30
 
 
 def change_points(values: Floats) -> list[int]:
@@ -28,7 +29,8 @@ def change_points(values: Floats) -> list[int]:
 
 def began(residuals: Floats, estimate: int) -> int:
     """When the last rise began: the change point upwards nearest to `estimate`, which stays where none is near."""
-    ups = [at for at in change_points(residuals) if _rises(residuals, at)]
+    first = max(0, estimate - _LOOK_BACK_MINUTES)  # The cost grows with the square of the minutes.
+    ups = [at for at in (first + near for near in change_points(residuals[first:])) if _rises(residuals, at)]
     near = [at for at in ups if abs(at - estimate) <= _NEAR_MINUTES]
     return min(near, key=lambda at: abs(at - estimate), default=estimate)
 

@@ -1,4 +1,5 @@
-"""Clocks that disagree: a host whose spans lie outside the spans that cause them, or that they cause.
+"""Clocks that disagree: a host whose spans lie outside the spans that cause them, or that they cause, or all of whose
+spans are off by the same.
 
 Each pair of hosts gives an offset (the middle of the served span less that of the call). One clock that is off moves
 all pairs of its host by the same amount; offsets of single hosts are solved from those of pairs by least squares,
@@ -6,6 +7,8 @@ weighted by the number of spans. Clocks are told about, never corrected.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -23,6 +26,10 @@ _SHARE_OF_LARGEST = 0.1
 _PAIRS_MIN = 20
 _OUTSIDE_MIN = 0.05
 _MADS = 6.0
+_RIGID = 0.05
+_PEERS_MAX = 0.2
+"""Where the hosts of a service move alike, by the median, it is what they wait for, and no clock."""
+_PAIRS_OF_MINUTE_MIN = 5
 
 
 def find(scene: Scene) -> list[Finding]:
@@ -43,7 +50,14 @@ def find(scene: Scene) -> list[Finding]:
     noise = 1.4826 * float(np.median(np.abs(values - np.median(values))))
     largest = float(np.abs(values - np.median(values)).max(initial=0.0))
     limit = max(_OFFSET_NS_MIN, _MADS * noise, _SHARE_OF_LARGEST * largest)
-    found = moved.filter((pl.col("moved") - float(np.median(values))).abs() > limit)
+    service = scene.panel("host").keys.select("host", "region", "service_name").unique("host", keep="any")
+    peers = pl.col("moved").abs().median().over("region", "service_name")
+    found = (
+        moved.join(service, on="host", how="left")
+        .with_columns(peers=peers, hosts=pl.len().over("region", "service_name"))
+        .with_columns(alone=(pl.col("hosts") >= 3) & (pl.col("peers") < _PEERS_MAX * pl.col("moved").abs()))
+        .filter((pl.col("moved") - float(np.median(values))).abs() > limit)
+    )
     told = (_told(scene, known, row, max(noise, _OFFSET_NS_MIN / _MADS)) for row in found.iter_rows(named=True))
     return [one for one in told if one is not None]
 
@@ -73,7 +87,20 @@ def _offsets(pairs: pl.DataFrame) -> pl.DataFrame:
     return centred.select("host", "offset_ns")
 
 
-def _told(scene: Scene, known: pl.DataFrame, row: dict[str, float | str], noise: float) -> Finding | None:
+def _is_rigid(shifts: pl.DataFrame, scene: Scene, since: int) -> bool:
+    """Whether all pairs are off by the same, minute after minute: what is slow spreads, a clock does not.
+
+    A consumer whose clock is ahead takes its messages late and nothing before its cause.
+    """
+    recent = shifts.filter(pl.col("minute") >= scene.span.time(since), pl.col("pairs") >= _PAIRS_OF_MINUTE_MIN)
+    if recent["minute"].n_unique() < 2:
+        return False
+    offsets = recent["offset_ns"].to_numpy()
+    middle = float(np.median(offsets))
+    return 1.4826 * float(np.median(np.abs(offsets - middle))) <= _RIGID * abs(middle)
+
+
+def _told(scene: Scene, known: pl.DataFrame, row: dict[str, Any], noise: float) -> Finding | None:
     host, moved = str(row["host"]), float(row["moved"])
     mine = known.filter((pl.col("host") == host) | (pl.col("parent_host") == host))
     sign = pl.when(pl.col("host") == host).then(1).otherwise(-1)
@@ -85,22 +112,24 @@ def _told(scene: Scene, known: pl.DataFrame, row: dict[str, float | str], noise:
         if since - index > 2:
             break
         since = int(index)
-    region = str(mine["region"][0])
-    service = scene.panel("host").keys.filter(pl.col("host") == host)["service_name"]
-    place = Place(region, str(service[0]) if len(service) else None, host=host)
+    region, service = str(mine["region"][0]), row["service_name"]
+    place = Place(region, None if service is None else str(service), host=host)
     outside = mine.filter(pl.col("minute") >= scene.span.time(since)).select(pl.col("outside", "pairs").sum())
     pairs = max(int(outside["pairs"][0] or 0), 1)
     share = float(outside["outside"][0] or 0) / pairs
-    if share < _OUTSIDE_MIN:
+    shifts = mine.with_columns(sign * pl.col("offset_ns") - usual)
+    if share < _OUTSIDE_MIN and not (row["alone"] and _is_rigid(shifts, scene, since)):
         return None
     effect = Effect("clock_offset_ns", moved, usual, max(abs(moved) / max(noise, 1.0), 1.0))
     p = float(2 * stats.norm.sf(abs(moved) / noise))
+    what = f"{telling.percent(share)} of its calls lie outside the spans that cause them"
+    if share < _OUTSIDE_MIN:
+        what = "whatever reaches it seems to be late by just that"
     sentence = (
         f"The clock of host {host} in {region} is {duration(abs(moved))} {'ahead of' if moved > 0 else 'behind'} "
         "those it "
-        f"talks to since {scene.span.time(since):%H:%M}; {telling.percent(share)} of its calls lie outside the spans "
-        "that "
-        "cause them, and durations across hosts mislead. Times are shown as they were sent."
+        f"talks to since {scene.span.time(since):%H:%M}; {what}, "
+        "and durations across hosts mislead. Times are shown as they were sent."
     )
     return Finding(
         "clock_skew", place, "warning", telling.score(4.5, effect.ratio, pairs), telling.aware(scene, since),

@@ -21,6 +21,9 @@ _MINUTES = 3
 _MOVED_MIN = 0.06
 _DEVIATION_MIN = 6.0
 _NAMED_SHARE = 0.25
+_BALANCE_MIN = 0.25
+"""Least ratio of what is gained to what is lost, or the other way round: a burst beside an ordinary ebb is no shift.
+Far from 1, for spans are counted, of which an operation of one tenant has many more than that of another."""
 
 
 def find(scene: Scene) -> list[Finding]:
@@ -55,8 +58,12 @@ def _shift(scene: Scene, region: str, tenants: pl.Series, demand: Floats) -> Fin
     if raised < max(_MOVED_MIN, _DEVIATION_MIN * noise) or share[-1] < float(share[baseline].max()):
         return None
     change = (smooth[:, -1] - usual) / max(float(usual.sum()), 1.0)
+    lost_by_minute = np.maximum(usual[:, None] - smooth, 0).sum(0)
+    if lost_by_minute[-1] < lost_by_minute[baseline].max():
+        return None
     gains, losses = change > _NAMED_SHARE * raised, change < -_NAMED_SHARE * raised
-    if not gains.any() or not losses.any():
+    gained, lost = change[gains].sum(), -change[losses].sum()
+    if not gains.any() or not losses.any() or min(gained, lost) < _BALANCE_MIN * max(gained, lost):
         return None
     since = began(np.concatenate([np.full(_MINUTES - 1, middle), share]), scene.span.count - _MINUTES)
     gaining, losing = (tenants.filter(pl.Series(which)) for which in (gains, losses))

@@ -20,7 +20,7 @@ EXPLAINS: dict[str, frozenset[str]] = {
     "noisy_neighbour": SYMPTOMS | {"instance", "burst", "exhaustion", "traffic_surge", "delivery_lag"},
     "exhaustion": SYMPTOMS | {"instance"},
     "instance": SYMPTOMS,
-    "retry_storm": SYMPTOMS | {"traffic_surge", "burst", "hit_ratio", "instance", "mix_shift"},
+    "retry_storm": SYMPTOMS | {"traffic_surge", "burst", "hit_ratio", "instance", "retry_storm"},
     "hit_ratio": frozenset({"latency", "slo_burn", "blast_radius", "traffic_surge", "mix_shift"}),
     "clock_skew": frozenset({"delivery_lag", "instance", "mix_shift"}),
     "region_slow": frozenset(
@@ -30,7 +30,8 @@ EXPLAINS: dict[str, frozenset[str]] = {
     "delivery_lag": frozenset({"latency", "slo_burn", "traffic_drop", "mix_shift"}),
     "mix_shift": frozenset({"burst", "traffic_drop", "traffic_surge", "mix_shift"}),
     "burst": frozenset(
-        {"latency", "errors", "instance", "slo_burn", "blast_radius", "hit_ratio", "traffic_surge"}
+        {"latency", "errors", "instance", "slo_burn", "blast_radius", "hit_ratio", "traffic_surge", "delivery_lag",
+         "lost_deliveries"}
     ),
     "region_errors": frozenset(
         {"errors", "slo_burn", "blast_radius", "traffic_drop", "latency", "region_slow", "mix_shift"}
@@ -53,17 +54,37 @@ class _Node:
 
 def fold(found: list[Finding]) -> list[Finding]:
     """Findings with those that another explains folded into it, as phrases of `symptoms`; ranked by score."""
-    ordered = sorted(_merged(found), key=lambda one: (_PRECEDENCE.get(one.kind, len(_PRECEDENCE)), -one.score))
-    nodes: list[_Node] = []
-    for finding in ordered:
-        for index, node in enumerate(nodes):
-            if explains(node.finding, finding):
-                nodes[index] = replace(node, symptoms=(*node.symptoms, finding))
-                break
-        else:
-            nodes.append(_Node(finding))
-    told = [_with_symptoms(node) for node in nodes]
+    ordered = sorted(_merged(found), key=lambda one: (_precedence(one), -one.score))
+    causes = _causes(ordered)
+    told = [
+        _with_symptoms(_Node(one, tuple(ordered[i] for i, its in enumerate(causes) if its == index != i)))
+        for index, one in enumerate(ordered)
+        if causes[index] == index
+    ]
     return sorted(told, key=lambda one: -one.score)
+
+
+def _causes(ordered: list[Finding]) -> list[int]:
+    """For each finding the first cause behind it, by position: what explains it, what explains that, and so on; itself
+    where nothing does. Of two that explain each other, the first is the cause."""
+    by = list(range(len(ordered)))
+    for index, symptom in enumerate(ordered):
+        for other, cause in enumerate(ordered):
+            is_cause = other != index and explains(cause, symptom) and (other < index or not explains(symptom, cause))
+            if is_cause and _first(by, other) != index:
+                by[index] = other
+                break
+    return [_first(by, index) for index in range(len(by))]
+
+
+def _first(by: list[int], index: int) -> int:
+    while by[index] != index:
+        index = by[index]
+    return index
+
+
+def _precedence(finding: Finding) -> int:
+    return _PRECEDENCE.get(finding.kind, len(_PRECEDENCE))
 
 
 def explains(cause: Finding, symptom: Finding) -> bool:
@@ -74,11 +95,19 @@ def explains(cause: Finding, symptom: Finding) -> bool:
         return False
     if cause.kind == "burst" and symptom.tenant_scope not in (None, cause.tenant_scope):
         return False
-    if cause.kind == "mix_shift" and (symptom.tenant_scope or "") not in ("", *cause.tenants):
+    if cause.kind == "mix_shift" and not _shifted(cause, symptom):
         return False
     if cause.kind == "hot_key" and not _by_the_same(cause, symptom):
         return False
     return cause.since <= symptom.since + _BEFORE_MAX
+
+
+def _shifted(cause: Finding, symptom: Finding) -> bool:
+    """Whether a shift of the mix may bring it: of tenants, a burst of one that gains, a drop of one that loses."""
+    gaining = {text.removeprefix("tenant=") for text in cause.suspects}
+    if symptom.tenant_scope is None:
+        return True
+    return symptom.tenant_scope in (gaining if symptom.kind == "burst" else set(cause.tenants) - gaining)
 
 
 def _by_the_same(cause: Finding, symptom: Finding) -> bool:

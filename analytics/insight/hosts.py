@@ -30,6 +30,8 @@ _LOAD_RATIO_MIN = 1.4
 _LOAD_SHARE_RISE_MIN = 0.05
 _CORRELATION_MIN = 0.5
 _SHIFTS_P_MAX = 0.1
+_ELSEWHERE_MAX = 0.5
+"""Most of the rise of a suspect's load that its rise on the peers may be."""
 
 
 @dataclass(frozen=True)
@@ -155,10 +157,14 @@ def suspects(scene: Scene, panel: Panel, measure: Rated, which: Bools, since: in
     others = (excess.sum(0) - excess[candidates]) / np.sqrt(np.maximum(variance.sum(0) - variance[candidates], 0.25))
     correlation, p = shifted_correlation(load[candidates], others)
     corrected = multipletests(p, method="fdr_bh")[1]
+    elsewhere = _ratio_elsewhere(scene, panel, which, tenants["tenant"], since)
     found = [
         Suspect(str(tenants["tenant"][int(i)]), float(r), float(p_i), float(q), float(ratio[i]), float(share[i]))
         for i, r, p_i, q in zip(candidates, correlation, p, corrected, strict=True)
-        if r >= _CORRELATION_MIN and q <= _SHIFTS_P_MAX and _not_later(load[i], since, scene)
+        if r >= _CORRELATION_MIN
+        and q <= _SHIFTS_P_MAX
+        and _not_later(load[i], since, scene)
+        and elsewhere[i] - 1 <= _ELSEWHERE_MAX * (ratio[i] - 1)
     ]
     rise = {suspect.tenant: (suspect.load_ratio - 1) * suspect.load_share * suspect.correlation for suspect in found}
     return sorted(found, key=lambda suspect: -rise[suspect.tenant])
@@ -184,6 +190,23 @@ def _offered_load(panel: Panel, which: Bools) -> Floats:
     mean = np.where(known >= 20, busy[:, early].sum(1) / np.maximum(known, 1), overall)
     load: Floats = count * mean[:, None] / 60e9
     return load
+
+
+def _ratio_elsewhere(scene: Scene, panel: Panel, which: Bools, tenants: pl.Series, since: int) -> Floats:
+    """How many times its usual load each tenant brings to the same service's other hosts in the region.
+
+    Who asks more of all of them bursts, and is no neighbour of one host.
+    """
+    place = panel.keys.filter(pl.Series(which)).row(0, named=True)
+    peers = telling.every({name: place[name] for name in BY[:2]}, panel.keys)
+    peers &= (panel.keys["host"] != place["host"]).to_numpy() & panel.keys["kind"].is_in(SERVING).to_numpy()
+    number = dict(zip(tenants, range(len(tenants)), strict=True))
+    peers &= panel.keys["tenant"].is_in(list(number)).to_numpy()
+    of = panel.keys["tenant"].filter(pl.Series(peers)).replace_strict(number, return_dtype=pl.Int64).to_numpy()
+    count = summed(panel.counts["count"][peers], of.astype(np.intp), len(tenants))
+    before, now = count[:, : scene.span.baseline].mean(1), count[:, since:].mean(1)
+    ratio: Floats = (now + 1) / (before + 1)
+    return ratio
 
 
 def _not_later(load: Floats, since: int, scene: Scene) -> bool:

@@ -15,8 +15,8 @@ from analytics.insight import telling
 from analytics.insight.changes import began
 from analytics.insight.finding import Effect, Finding, Kind, Place
 from analytics.insight.locating import locate
-from analytics.insight.panel import Bools, Floats, Measure, Panel, Rated
-from analytics.insight.scene import Groups, Scene
+from analytics.insight.panel import Bools, Floats, Measure, Panel, Rated, cell_values_ns
+from analytics.insight.scene import STRATA, Groups, Scene
 
 LEVELS = (
     ("region",),
@@ -25,6 +25,7 @@ LEVELS = (
     ("region", "tenant"),
 )
 _NETWORK = "network"
+_CALLING, _SERVING = ("client", "producer"), ("server", "consumer")
 _OWN_TIME_SHARE = 0.6
 _BROAD = 0.5
 _EFFECT_MIN = 1.25
@@ -54,17 +55,22 @@ def find(scene: Scene) -> list[Finding]:
 
 def troubles(scene: Scene, whats: tuple[str, ...]) -> list[Trouble]:
     """What stands out, a region each, by the level and measure that show it most."""
-    best: dict[str, Trouble] = {}
-    panel = scene.panel("base")
+    best: dict[str, tuple[str, Groups, int]] = {}
     for what in whats:
         for level in LEVELS:
             groups = scene.level("base", what, level)
             for index in np.flatnonzero(groups.flagged):
-                region = groups.keys["region"][int(index)]
-                z = float(groups.scan.z[index])
-                if region not in best or (z > best[region].z and (what == best[region].what or what != "very_slow")):
-                    best[region] = _trouble(groups, int(index), what, region, panel)
-    return list(best.values())
+                region, z = str(groups.keys["region"][int(index)]), float(groups.scan.z[index])
+                known = best.get(region)
+                if known is None or (z > _z(known) and (what == known[0] or what != "very_slow")):
+                    best[region] = (what, groups, int(index))
+    panel = scene.panel("base")
+    return [_trouble(groups, index, what, region, panel) for region, (what, groups, index) in best.items()]
+
+
+def _z(candidate: tuple[str, Groups, int]) -> float:
+    _, groups, index = candidate
+    return float(groups.scan.z[index])
 
 
 def _trouble(groups: Groups, index: int, what: str, region: str, panel: Panel) -> Trouble:
@@ -126,18 +132,20 @@ def goes_on(measure: Measure | Rated, which: Bools, since: int) -> bool:
 
 
 def slow_service(scene: Scene, which: Bools, since: int) -> str | None:
-    """The service whose own time holds most of the excess, _NETWORK where calls alone are slow, None where it "
-    "spreads."""
+    """The service whose own time holds most of the excess, _NETWORK where calls alone are slow, None where it spreads.
+
+    Times are winsorised at the longest usual p99: a few spans of seconds would else decide.
+    """
     panel = scene.panel("base")
-    busy, count = panel.counts["busy_ns"][which], panel.counts["count"][which]
     early = slice(0, scene.span.baseline)
-    mean = busy[:, early].sum(1) / np.maximum(count[:, early].sum(1), 1)
-    excess = busy[:, since:].sum(1) - mean * count[:, since:].sum(1)
+    late = slice(since, None)
+    before, now = (_winsorised_ns(scene, which, part) for part in (early, late))
+    count_before, count_now = (panel.counts["count"][which][:, part].sum(1) for part in (early, late))
+    excess = now - before / np.maximum(count_before, 1) * count_now
     frame = panel.keys.filter(pl.Series(which)).select("service_name", "component", "kind").with_columns(
-        excess=pl.Series(excess), known=pl.Series(count[:, early].sum(1) > 0)
+        excess=pl.Series(excess), known=pl.Series(count_before > 0)
     ).filter("known")  # fmt: skip
-    calls = pl.col("kind").is_in(["client", "producer"])
-    serves = pl.col("kind").is_in(["server", "consumer"])
+    calls, serves = (pl.col("kind").is_in(kinds) for kinds in (_CALLING, _SERVING))
     own = frame.group_by("service_name").agg(
         own=pl.col("excess").filter(serves).sum() - pl.col("excess").filter(calls).sum()
     )
@@ -151,6 +159,24 @@ def slow_service(scene: Scene, which: Bools, since: int) -> str | None:
     total = sum(shares.values())
     top = max(shares, key=lambda name: shares[name])
     return top if total > 0 and shares[top] >= _OWN_TIME_SHARE * total else None
+
+
+def _winsorised_ns(scene: Scene, which: Bools, minutes: slice) -> Floats:
+    """The time of each of the series in some minutes, no span counted as longer than the longest p99 of their strata.
+
+    One bound for all: what waits for a call is not longer by it than the call.
+    """
+    panel = scene.panel("base")
+    keys, strata = panel.groups(STRATA["base"])
+    start, stop, _ = minutes.indices(scene.span.count)
+    inside = which[panel.cell_series] & (panel.cell_minute >= start) & (panel.cell_minute < stop)
+    series = panel.cell_series[inside]
+    timed = which & panel.keys["kind"].is_in([*_CALLING, *_SERVING]).to_numpy()
+    bound = panel.thresholds(strata, keys.height)[1][strata[timed]].max(initial=0)
+    cell = np.minimum(panel.cell[inside], bound)
+    times = panel.cell_spans[inside] * cell_values_ns(cell)
+    found: Floats = np.bincount(series, weights=times, minlength=panel.size).astype(float)
+    return found[which]
 
 
 def _errors(scene: Scene, trouble: Trouble) -> Finding | None:
@@ -181,7 +207,7 @@ def failing_service(panel: Panel, measure: Measure | Rated, which: Bools, since:
     """The service whose own serving spans hold errors that its calls do not; the deepest where a chain fails."""
     excess, _ = _excess(measure.rows(which), since)
     frame = panel.keys.filter(pl.Series(which)).select("service_name", "kind").with_columns(excess=pl.Series(excess))
-    calls = pl.col("kind").is_in(["client", "producer"])
+    calls = pl.col("kind").is_in(_CALLING)
     own = frame.group_by("service_name").agg(
         served=pl.col("excess").filter(~calls).sum(), called=pl.col("excess").filter(calls).sum()
     ).with_columns(own=pl.col("served") - pl.col("called"))  # fmt: skip

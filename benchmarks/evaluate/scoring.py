@@ -12,6 +12,10 @@ from benchmarks.evaluate.live import Minute
 from benchmarks.evaluate.matching import AFTERMATH, RULES, Verdict, names_place, names_tenant, verdict
 from sample_data.incidents.truth import Truth
 
+LARGE_FACTOR = 2.0
+"""Effect size from which on an incident counts for the goals."""
+_LARGE = f"of these, {LARGE_FACTOR:.0f}x and more"
+
 
 @dataclass(frozen=True, slots=True)
 class Judged:
@@ -110,11 +114,12 @@ def _detection(result: Result, truth: Truth, minutes: Sequence[Minute]) -> Resul
 
 
 def table(results: Sequence[Result]) -> list[Row]:
-    """A row a kind, in the order in which they come, and one for all kinds that have a cause."""
+    """A row a kind, in the order in which they come, one for all that have a cause, and one for the larger of these."""
     kinds = list(dict.fromkeys(result.kind for result in results))
     rows = [_row(kind, [r for r in results if r.kind == kind]) for kind in kinds]
     caused = [r for r in results if r.kind in RULES and RULES[r.kind].causes]
-    return [*rows, _row("all with a cause", caused)] if caused else rows
+    large = [r for r in caused if r.truth is not None and r.truth.factor >= LARGE_FACTOR]
+    return [*rows, *(_row(name, them) for name, them in (("all with a cause", caused), (_LARGE, large)) if them)]
 
 
 def _row(kind: str, results: Sequence[Result]) -> Row:
