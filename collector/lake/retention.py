@@ -19,6 +19,7 @@ from collector.lake import engine
 from collector.lake.lake import Lake, Reader, Transaction
 
 SPANS = "spans"
+SAMPLED = "sampled_spans"
 RECEIVED = "received_at"
 WINDOW = "window_start"
 HOUR_SUFFIX = "_1h"
@@ -38,7 +39,7 @@ FROM {_METADATA}.ducklake_data_file f
 JOIN {_METADATA}.ducklake_table t ON t.table_id = f.table_id AND t.end_snapshot IS NULL
 LEFT JOIN {_METADATA}.ducklake_column c
     ON c.table_id = f.table_id AND c.end_snapshot IS NULL AND c.parent_column IS NULL
-    AND c.column_name = CASE t.table_name WHEN '{SPANS}' THEN '{RECEIVED}' ELSE '{WINDOW}' END
+    AND c.column_name = CASE WHEN t.table_name IN ('{SPANS}', '{SAMPLED}') THEN '{RECEIVED}' ELSE '{WINDOW}' END
 LEFT JOIN {_METADATA}.ducklake_file_column_stats s
     ON s.data_file_id = f.data_file_id AND s.column_id = c.column_id
 WHERE f.end_snapshot IS NULL
@@ -105,15 +106,17 @@ def plan(files: Sequence[DataFile], config: RetentionConfig, now_ns: int, read_u
     """The files that are to go now. Pure.
 
     First those whose rows are all older than their table's days; then, while all that is left is larger than
-    `total_bytes`, the oldest of spans. Spans that a job has not read (beyond `read_upto`) stay in any case.
+    `total_bytes`, the oldest of spans, sampled or not. Spans that a job has not read (beyond `read_upto`) stay in any
+    case.
     """
-    free = [file for file in files if file.table != SPANS or read_upto is None or file.last_snapshot <= read_upto]
+    free = [file for file in files if is_read(file, read_upto)]
     removals = [Removal(file, "age") for file in free if _is_too_old(file, config, now_ns)]
     if not config.total_bytes:
         return removals
     gone = {removal.file.path for removal in removals}
     excess = sum(file.size_bytes for file in files if file.path not in gone) - config.total_bytes
-    spans = [file for file in free if file.table == SPANS and file.path not in gone and file.newest_ns is not None]
+    tables = (SPANS, SAMPLED)
+    spans = [file for file in free if file.table in tables and file.path not in gone and file.newest_ns is not None]
     for file in sorted(spans, key=lambda file: file.newest_ns or 0):
         if excess <= 0:
             break
@@ -122,14 +125,19 @@ def plan(files: Sequence[DataFile], config: RetentionConfig, now_ns: int, read_u
     return removals
 
 
+def is_read(file: DataFile, read_upto: int | None) -> bool:
+    """Whether every job has read the file, as `read_upto` says; jobs read spans only."""
+    return file.table != SPANS or read_upto is None or file.last_snapshot <= read_upto
+
+
 def _is_too_old(file: DataFile, config: RetentionConfig, now_ns: int) -> bool:
     days = _days(file.table, config)
     return bool(days) and file.newest_ns is not None and file.newest_ns < now_ns - int(days * DAY_NS)
 
 
 def _days(table: str, config: RetentionConfig) -> float:
-    if table == SPANS:
-        return config.spans_days
+    if table in (SPANS, SAMPLED):
+        return config.spans_days if table == SPANS else config.sampled_spans_days
     return config.rollup_hours_days if table.endswith(HOUR_SUFFIX) else config.rollup_minutes_days
 
 
@@ -143,7 +151,8 @@ def due(lake: Lake, config: RetentionConfig, now: float | None = None) -> list[R
 
 def is_on(config: RetentionConfig) -> bool:
     """Whether anything is ever to be removed."""
-    return bool(config.spans_days or config.rollup_minutes_days or config.rollup_hours_days or config.total_bytes)
+    days = (config.spans_days, config.sampled_spans_days, config.rollup_minutes_days, config.rollup_hours_days)
+    return any(days) or bool(config.total_bytes)
 
 
 def apply(
@@ -180,17 +189,21 @@ def _plan(lake: Lake, reader: Reader, config: RetentionConfig, now: float | None
     return plan(live_files(reader, lake.location.files), config, now_ns, read_upto(reader))
 
 
-def _remove(transaction: Transaction, removals: Sequence[Removal]) -> None:
+def delete_files(transaction: Transaction, table: str, files: Sequence[DataFile]) -> None:
     """Delete all rows of these files: DuckLake drops a file whose rows all go, and writes no delete file for it."""
+    # The bound on the age lets the catalog's statistics skip all younger files.
+    transaction.execute(
+        f'DELETE FROM "{table}" WHERE filename IN (SELECT unnest(?::VARCHAR[])) '
+        f"AND {RECEIVED if table in (SPANS, SAMPLED) else WINDOW} <= make_timestamp_ns(?)",
+        [[file.path for file in files], max(file.newest_ns or 0 for file in files)],
+    )
+
+
+def _remove(transaction: Transaction, removals: Sequence[Removal]) -> None:
     for (table, reason), group in groupby(sorted(removals, key=key), key=key):
         files = [removal.file for removal in group]
         newest_ns = max(file.newest_ns or 0 for file in files)
-        # The bound on the age lets the catalog's statistics skip all younger files.
-        transaction.execute(
-            f'DELETE FROM "{table}" WHERE filename IN (SELECT unnest(?::VARCHAR[])) '
-            f"AND {RECEIVED if table == SPANS else WINDOW} <= make_timestamp_ns(?)",
-            [[file.path for file in files], newest_ns],
-        )
+        delete_files(transaction, table, files)
         transaction.execute(
             "INSERT INTO removals VALUES (now()::TIMESTAMP, ?, ?, ?, ?, ?, make_timestamp_ns(?)::TIMESTAMP)",
             [table, reason, len(files), sum(f.rows for f in files), sum(f.size_bytes for f in files), newest_ns],

@@ -18,9 +18,7 @@ def write_segment(table: pa.Table, folder: Path) -> Path:
     When this returns, content and name are on disk (fsync of file and folder). A crash in between leaves a
     `.part` file or an unregistered one: an orphan, never part of the lake. Raises OSError.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    final = folder / f"segment-{uuid.uuid4().hex}.parquet"
-    temporary = final.with_suffix(TEMPORARY_SUFFIX)
+    temporary, final = new_segment(folder)
     try:
         with temporary.open("wb") as file:
             pq.write_table(
@@ -33,14 +31,25 @@ def write_segment(table: pa.Table, folder: Path) -> Path:
                 row_group_size=40_960,
                 store_schema=False,
             )
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.rename(final)
+        settle(temporary, final)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
-    _sync_folder(folder)
     return final
+
+
+def new_segment(folder: Path) -> tuple[Path, Path]:
+    """A temporary and a final path for a new file of `folder`, which is made."""
+    folder.mkdir(parents=True, exist_ok=True)
+    final = folder / f"segment-{uuid.uuid4().hex}.parquet"
+    return final.with_suffix(TEMPORARY_SUFFIX), final
+
+
+def settle(temporary: Path, final: Path) -> None:
+    """Bring a whole file to disk, then its final name. Raises OSError."""
+    _sync(temporary)
+    temporary.rename(final)
+    _sync(final.parent)
 
 
 def _dictionary_columns(schema: pa.Schema) -> list[str]:
@@ -62,8 +71,8 @@ def _encodings(schema: pa.Schema) -> dict[str, str]:
     return encodings
 
 
-def _sync_folder(folder: Path) -> None:
-    fd = os.open(folder, os.O_RDONLY)
+def _sync(path: Path) -> None:
+    fd = os.open(path, os.O_RDONLY)
     try:
         os.fsync(fd)
     finally:
