@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import duckdb
 import numpy as np
@@ -69,7 +70,7 @@ def store(lake: Lake, rows: pa.Table) -> None:
         transaction.add_files("spans", [path])
 
 
-def rows(lake: Lake, sql: str) -> list[tuple[object, ...]]:
+def rows(lake: Lake, sql: str) -> list[tuple[Any, ...]]:
     with lake.read() as reader:
         return reader.rows(sql)
 
@@ -108,17 +109,18 @@ def test_sums_of_weights_estimate_what_was_there(lake: Lake) -> None:
     groups = "service_name, operation, date_trunc('hour', start_time::TIMESTAMP)"
     true = {row[:-1]: row[-1] for row in rows(lake, f"SELECT {groups}, count(*) FROM spans GROUP BY ALL")}
     sampling.apply(lake, config)
+    variance = f"CASE WHEN factor > 1 THEN spans ** 2 * {(1 - share) / share**2} END"
     sql = (
-        f"SELECT {groups}, sum(spans * factor), sum(CASE WHEN factor > 1 THEN spans ** 2 * {(1 - share) / share**2} END) "
+        f"SELECT {groups}, sum(spans * factor), sum({variance}) "
         "FROM (SELECT *, count(*) AS spans, max(COALESCE(sample_weight, 1)) AS factor FROM (SELECT trace_id, "
         "service_name, operation, start_time, sample_weight FROM sampled_spans) GROUP BY ALL) GROUP BY ALL"
     )
     found = {row[:-2]: row[-2:] for row in rows(lake, sql)}
-    errors = [
-        (float(found.get(key, (0, 0))[0]) - count) / max(float(found.get(key, (0, 0))[1] or 0), 1) ** 0.5  # type: ignore[arg-type]
-        for key, count in true.items()
-        if int(count) >= 100  # type: ignore[call-overload]
-    ]
+    errors = []
+    for key, count in true.items():
+        estimated, squared = found.get(key, (0, 0))
+        if count >= 100:
+            errors.append((estimated - count) / max(squared or 0, 1) ** 0.5)
     assert len(errors) > 50
     assert abs(np.mean(errors)) < 4 / len(errors) ** 0.5
     assert max(map(abs, errors)) < 6
@@ -216,7 +218,7 @@ def test_rollups_and_trace_tables_do_not_change_and_jobs_see_nothing(lake: Lake)
     jobs.prepare(lake)
     jobs.run_once(lake, config)
     store(lake, table(1000, 20))
-    names = [name for (name,) in rows(lake, "SELECT table_name FROM duckdb_tables()") if str(name).endswith(("1m", "1h"))]
+    names = [name for (name,) in rows(lake, "SELECT table_name FROM duckdb_tables()") if name.endswith(("1m", "1h"))]
     assert len(names) > 10
     sums = {name: rows(lake, f"FROM {name} ORDER BY ALL") for name in names}
     with lake.read() as reader:
@@ -229,7 +231,7 @@ def test_rollups_and_trace_tables_do_not_change_and_jobs_see_nothing(lake: Lake)
     ((before,),) = rows(lake, "SELECT sum(count) FROM rollup_1h")
     jobs.run_once(lake, config)
     ((after,),) = rows(lake, "SELECT sum(count) FROM rollup_1h")
-    assert after - before == 1000  # type: ignore[operator]
+    assert after - before == 1000
     assert sampling.apply(lake, PLAIN).spans == 1000
 
 

@@ -2,7 +2,7 @@
 
 The arguments are a `StorageConfig`, a `RetentionConfig` and a `SamplingConfig` as JSON. What DuckDB takes for a merge
 goes back to the system with the process, where in the collector it would stay. Standard output has a line of JSON for
-each merge, `{"files": 8, "started_at_ns": ...}`, one for what was sampled, `{"sampled_spans": 500000, "kept_spans": 6}`,
+each merge, `{"files": 8, "started_at_ns": ...}`, one for what was sampled, `{"sampled_spans": 50, "kept_spans": 6}`,
 one for what retention removed, `{"removed_files": 3}`, and `{"fault": "..."}` where something failed. SIGTERM lets the
 merge that is on finish.
 """
