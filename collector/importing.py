@@ -181,7 +181,7 @@ class _InFlight:
         self._requests += 1
         self._bytes += size_bytes
 
-    def leave(self, size_bytes: int) -> None:
+    def leave(self, size_bytes: int, _: object = None) -> None:
         """A request of this size has its answer."""
         self._requests -= 1
         self._bytes -= size_bytes
@@ -203,7 +203,7 @@ async def _import_file(
                         size_bytes = len(request.payload)
                         await in_flight.enter(size_bytes)
                         task = tasks.create_task(_send(offset, request, sink, report, marks))
-                        task.add_done_callback(lambda _, size_bytes=size_bytes: in_flight.leave(size_bytes))
+                        task.add_done_callback(partial(in_flight.leave, size_bytes))
     except ExceptionGroup as group:
         raise group.exceptions[0] from group
 

@@ -132,7 +132,7 @@ def test_weights_multiply_and_stand_in_the_trace_state(lake: Lake) -> None:
     states = [None, "ot=th:8", "vendor=1,ot=rv:abcdefabcdefab;th:c", "vendor=1", "ot=rv:abcdefabcdefab"]
     weights = [None, 2.0, 4.0, None, None]
     count = 1000
-    sampled_before = {"trace_state": states * (count // 5), "sample_weight": weights * (count // 5)}
+    sampled_before: dict[str, Any] = {"trace_state": states * (count // 5), "sample_weight": weights * (count // 5)}
     store(lake, table(count, 1, traces=[f"{i:032x}" for i in range(count)], status="ok", **sampled_before))
     sampling.apply(lake, PLAIN)
     found = rows(lake, "SELECT DISTINCT regexp_replace(trace_state, 'th:[0-9a-f]*', 'th:'), sample_weight, trace_state "

@@ -125,14 +125,24 @@ def decide(reader: Reader, files: Sequence[DataFile], config: SamplingConfig, ou
     _write(reader, f"{chosen} AND received_at <= make_timestamp_ns({newest_ns})", output)
     kept_spans, kept_weight = _sums(reader, f"read_parquet({literal(str(output))})")
     spans, weight = _sums(reader, f"{SPANS} WHERE {chosen} AND received_at <= make_timestamp_ns({newest_ns})")
+    traces, error_traces, slow_traces, rare_traces, share_traces = reader.row(_COUNTS_SQL)
     (oldest_ns,) = reader.row("SELECT epoch_ns(min(received_at)) FROM looked_at WHERE is_sampled")
     return Decided(
-        spans, weight, kept_spans, kept_weight, *reader.row(_COUNTS_SQL), oldest_ns=oldest_ns,
+        spans=spans,
+        weight=weight,
+        kept_spans=kept_spans,
+        kept_weight=kept_weight,
+        traces=traces,
+        error_traces=error_traces,
+        slow_traces=slow_traces,
+        rare_traces=rare_traces,
+        share_traces=share_traces,
+        oldest_ns=oldest_ns,
         carried=reader.arrow(
             "SELECT trace_id, factor, make_timestamp_ns(?) AS until FROM decisions WHERE has_more", [until_ns]
         ),
         operations=reader.arrow(f"SELECT {_OPERATION}, fresh AS spans FROM operations WHERE is_rare AND fresh > 0"),
-    )  # fmt: skip
+    )
 
 
 def _look(reader: Reader, chosen: str, newest_ns: int, until_ns: int) -> None:
