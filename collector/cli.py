@@ -227,14 +227,22 @@ async def _send(
 async def _import(config: Config, files: tuple[Path, ...], *, again: bool) -> list[FileReport]:
     from collector.collect import open_ingest
     from collector.import_marks import ImportMarks
-    from collector.importing import import_files
+    from collector.importing import OWN_REQUESTS_IN_FLIGHT_MAX, import_files
     from collector.lake.location import locate
 
     location = _free(config, locate(config.storage))
-    with open_ingest(config, location) as (ingest, _), ImportMarks(location.import_marks, again=again) as marks:
+    with open_ingest(config, location) as (ingest, sealer), ImportMarks(location.import_marks, again=again) as marks:
         ingest.start()
         with _progress_bar(files) as on_progress:
-            return await import_files(files, ingest, config.collector.request_bytes_max, on_progress, marks)
+            return await import_files(
+                files,
+                ingest,
+                config.collector.request_bytes_max,
+                on_progress,
+                marks,
+                OWN_REQUESTS_IN_FLIGHT_MAX,
+                lambda: sealer.is_filling,
+            )
 
 
 def _free(config: Config, location: Location) -> Location:

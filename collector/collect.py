@@ -77,7 +77,7 @@ def open_stages(config: Config, location: Location, tracing: Tracing) -> Iterato
         sealer = Sealer(config.collector, Decoder(config.mapping, config.limits), spool, lake, tracing)
         ingest = Ingest(config.collector, Decoder(config.mapping, config.limits), spool, sealer, tracing)
         maintenance = Maintenance(
-            lake, config.storage, config.collector.merge_interval_seconds, tracing, config.retention
+            lake, config.storage, config.collector.merge_interval_seconds, tracing, config.retention, config.sampling
         )
         sealer.start()
         stack.callback(sealer.stop)

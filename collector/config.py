@@ -31,6 +31,9 @@ class RetentionConfig(Section):
     """How long what is stored is kept. Whole data files go, once all of their rows are old enough; 0 keeps all."""
 
     spans_days: float = Field(0.0, ge=0, allow_inf_nan=False, description="days since a span was received")
+    sampled_spans_days: float = Field(
+        0.0, ge=0, allow_inf_nan=False, description="days since a span was received that sampling kept"
+    )
     rollup_minutes_days: float = Field(
         0.0,
         ge=0,
@@ -49,6 +52,34 @@ class RetentionConfig(Section):
     )
     total_bytes: int = Field(
         0, ge=0, description="bytes of all data files; beyond: the oldest spans go, however young they are"
+    )
+
+
+class SamplingConfig(Section):
+    """Which old spans are kept, as whole traces. Rollups and all other tables stay those of all spans."""
+
+    after_days: float = Field(
+        0.0, ge=0, allow_inf_nan=False, description="days since a span was received, then it is sampled; 0: never"
+    )
+    share: float = Field(
+        0.1, gt=0, le=1, description="share of the traces that are kept where no reason below keeps them"
+    )
+    slow_quantile: float = Field(
+        0.999,
+        ge=0.5,
+        le=1,
+        description="traces with a span that is slower than this quantile of its tenant, service and operation in its "
+        "hour are kept; 1: none",
+    )
+    rare_spans: int = Field(
+        10,
+        ge=0,
+        le=1000,
+        description="traces of the first so many spans of each operation of a service and tenant in a day are kept, so "
+        "all of rarer operations; 0: none",
+    )
+    late_hours: float = Field(
+        1.0, ge=0, le=168, description="spans of a trace that come within this time of each other are decided as one"
     )
 
 
@@ -369,6 +400,7 @@ class Config(Section):
 
     storage: StorageConfig = StorageConfig()
     retention: RetentionConfig = RetentionConfig()
+    sampling: SamplingConfig = SamplingConfig()
     collector: CollectorConfig = CollectorConfig()
     tls: TlsConfig = TlsConfig()
     telemetry: TelemetryConfig = TelemetryConfig()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -23,8 +23,16 @@ from collector.errors import OperatorError, PermanentError, RetryableError
 from collector.import_marks import ImportMarks
 from collector.otlp_files import Record, read_requests
 from collector.pipeline import Accepted, TraceRequest, TraceSink
+from collector.spool import digest_of
 
 REQUESTS_IN_FLIGHT_MAX = 8
+OWN_REQUESTS_IN_FLIGHT_MAX = 64
+"""Into a data folder: requests that are there together are decoded together, at half the cost of one alone."""
+BYTES_IN_FLIGHT_MAX = 16 * 2**20
+_READ_BYTES = BYTES_IN_FLIGHT_MAX // 4
+_RECORD_COST_BYTES = 1024
+"""What a record costs besides its bytes."""
+_FILLING_SECONDS = 0.05
 GIVE_UP_SECONDS = 30.0
 PROBLEMS_KEPT_MAX = 20
 EXPORT = "/opentelemetry.proto.collector.trace.v1.TraceService/Export"
@@ -131,10 +139,13 @@ async def import_files(
     request_bytes_max: int,
     on_progress: Callable[[Path, int], None],
     marks: ImportMarks | None = None,
+    requests_in_flight_max: int = REQUESTS_IN_FLIGHT_MAX,
+    is_filling: Callable[[], bool] = lambda: False,
 ) -> list[FileReport]:
     """Send every request of every file; returns one report a file. A bad request hinders no other one.
 
-    `on_progress` is told file and bytes read of it. A request that `marks` has is skipped; others get one.
+    `on_progress` is told file and bytes read of it. A request that `marks` has is skipped; others get one. Those on
+    their way hold at most BYTES_IN_FLIGHT_MAX, or are one; while the sink `is_filling` none is sent.
 
     Raises OperatorError where a file cannot be opened, or where the sink refuses for GIVE_UP_SECONDS what could be
     accepted later.
@@ -143,52 +154,88 @@ async def import_files(
     for path in paths:
         report = FileReport(path)
         records = read_requests(path, request_bytes_max, partial(on_progress, path))
-        await _import_file(records, sink, report, marks)
+        await _import_file(records, sink, report, marks, _InFlight(requests_in_flight_max, is_filling))
         reports.append(report)
     return reports
 
 
+class _InFlight:
+    """Bounds what is on its way, for one who sends; used in one event loop."""
+
+    def __init__(self, requests_max: int, is_filling: Callable[[], bool]) -> None:
+        self._requests_max = requests_max
+        self._is_filling = is_filling
+        self._requests = 0
+        self._bytes = 0
+        self._freed = asyncio.Event()
+
+    async def enter(self, size_bytes: int) -> None:
+        """Wait for room for a request of this size; one that is alone has room."""
+        while self._requests and (
+            self._requests >= self._requests_max or self._bytes + size_bytes > BYTES_IN_FLIGHT_MAX
+        ):
+            self._freed.clear()
+            await self._freed.wait()
+        while self._is_filling():
+            await asyncio.sleep(_FILLING_SECONDS)
+        self._requests += 1
+        self._bytes += size_bytes
+
+    def leave(self, size_bytes: int, _: object = None) -> None:
+        """A request of this size has its answer."""
+        self._requests -= 1
+        self._bytes -= size_bytes
+        self._freed.set()
+
+
 async def _import_file(
-    records: Iterator[Record], sink: TraceSink, report: FileReport, marks: ImportMarks | None
+    records: Iterator[Record], sink: TraceSink, report: FileReport, marks: ImportMarks | None, in_flight: _InFlight
 ) -> None:
-    slots = asyncio.Semaphore(REQUESTS_IN_FLIGHT_MAX)
     try:
         async with asyncio.TaskGroup() as tasks:
-            while (record := await asyncio.to_thread(_next, records, report.path)) is not None:
-                if record.problem:
-                    report.fail(record.offset, record.problem)
-                    continue
-                request = TraceRequest(record.payload, time.time_ns())
-                if marks is not None and marks.has(request):
-                    report.known += 1
-                    continue
-                await slots.acquire()
-                task = tasks.create_task(_send(record.offset, request, sink, report, marks))
-                task.add_done_callback(lambda _: slots.release())
+            while some := await asyncio.to_thread(_some, records, report.path):
+                for offset, request in some:
+                    if isinstance(request, str):
+                        report.fail(offset, request)
+                    elif marks is not None and marks.has(request):
+                        report.known += 1
+                    else:
+                        size_bytes = len(request.payload)
+                        await in_flight.enter(size_bytes)
+                        task = tasks.create_task(_send(offset, request, sink, report, marks))
+                        task.add_done_callback(partial(in_flight.leave, size_bytes))
     except ExceptionGroup as group:
         raise group.exceptions[0] from group
 
 
-def _next(records: Iterator[Record], path: Path) -> Record | None:
+def _some(records: Iterator[Record], path: Path) -> list[tuple[int, TraceRequest | str]]:
+    """The next requests, or the problems in their place, with their offsets: _READ_BYTES of them, or one."""
+    found: list[tuple[int, TraceRequest | str]] = []
+    size_bytes = 0
     try:
-        return next(records, None)
+        while size_bytes < _READ_BYTES and (record := next(records, None)) is not None:
+            request = TraceRequest(record.payload, time.time_ns())
+            found.append((record.offset, record.problem or replace(request, digest=digest_of(request))))
+            size_bytes += len(record.payload) + _RECORD_COST_BYTES
     except OSError as error:
         raise OperatorError(f"{path} cannot be read: {error.strerror}; expected a file of OTLP requests") from error
+    return found
 
 
 async def _send(
     offset: int, request: TraceRequest, sink: TraceSink, report: FileReport, marks: ImportMarks | None
 ) -> None:
     try:
-        spans = _count_spans(request.payload)
         accepted = await _accept(sink, request)
+        # A sink that is elsewhere, or had the request before, does not tell how many spans it has.
+        spans = accepted.spans or _count_spans(request.payload) - accepted.rejected_spans
     except (PermanentError, DecodeError) as error:
         report.fail(offset, str(error))
         return
     if marks is not None:
         marks.add(request)
     report.requests += 1
-    report.spans += spans - accepted.rejected_spans
+    report.spans += spans
     report.rejected_spans += accepted.rejected_spans
     if accepted.rejected_spans:
         report.problems.append(f"{report.path} at byte {offset}: {accepted.message}")

@@ -1,5 +1,5 @@
-"""Merging, retention and cleaning of the lake beside the ingest: looked after by a thread, done by processes of
-their own where it is heavy."""
+"""Merging, sampling, retention and cleaning of the lake beside the ingest: looked after by a thread, done by processes
+of their own where it is heavy."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import sys
 import threading
 
 from collector.child import bound_to_this_process
-from collector.config import RetentionConfig, StorageConfig
-from collector.lake import maintain, retention
+from collector.config import RetentionConfig, SamplingConfig, StorageConfig
+from collector.lake import maintain, retention, sampling
 from collector.lake.lake import Lake
 from collector.telemetry.traces import Tracing
 
@@ -30,11 +30,13 @@ class Maintenance:
         interval_seconds: float,
         tracing: Tracing,
         kept: RetentionConfig | None = None,
+        sampled: SamplingConfig | None = None,
     ) -> None:
-        """Without `kept` all is kept."""
+        """Without `kept` and `sampled` all is kept."""
         self._lake = lake
         self._storage = storage
         self._kept = kept or RetentionConfig()
+        self._sampled = sampled or SamplingConfig()
         self._interval_seconds = interval_seconds
         self._tracing = tracing
         self._stopping = threading.Event()
@@ -69,7 +71,7 @@ class Maintenance:
         while not self._stopping.wait(self._interval_seconds):
             try:
                 is_cleaning = rounds % _CLEAN_EVERY_ROUNDS == 0
-                if maintain.due(self._lake, "spans") or (is_cleaning and retention.due(self._lake, self._kept)):
+                if maintain.due(self._lake, "spans") or (is_cleaning and self._has_too_old()):
                     self._merge_and_remove()
                 if is_cleaning:
                     maintain.clean(self._lake)
@@ -80,9 +82,12 @@ class Maintenance:
                 self.consecutive_failures = 0
             rounds += 1
 
+    def _has_too_old(self) -> bool:
+        return bool(retention.due(self._lake, self._kept) or sampling.due(self._lake, self._sampled))
+
     def _merge_and_remove(self) -> None:
         """Let a process do all that is due. Raises ChildProcessError where it fails."""
-        arguments = [self._storage.model_dump_json(), self._kept.model_dump_json()]
+        arguments = [config.model_dump_json() for config in (self._storage, self._kept, self._sampled)]
         command = bound_to_this_process([sys.executable, "-m", "collector.lake.merging", *arguments])
         with self._starting:
             if self._stopping.is_set():

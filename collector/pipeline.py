@@ -11,13 +11,14 @@ class TraceRequest:
     """One export request as received: a decompressed, serialized `ExportTraceServiceRequest`.
 
     `tenant` is the tenant that the transport names (header), None where it names none; `transport` is grpc or http,
-    empty where the request came from a file.
+    empty where the request came from a file. `digest` is what `spool.digest_of` gives, where that was asked before.
     """
 
     payload: bytes
     received_at_ns: int
     tenant: str | None = None
     transport: str = ""
+    digest: bytes = field(default=b"", compare=False, repr=False)
 
 
 @dataclass(frozen=True, slots=True)

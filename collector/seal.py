@@ -128,6 +128,11 @@ class Sealer:
         return self._offered_seq - (self._mark or 0)
 
     @property
+    def is_filling(self) -> bool:
+        """Whether more is kept in memory than should wait: who can send later saves that it is decoded twice."""
+        return self._kept_bytes > self._config.unsealed_bytes_max // 2
+
+    @property
     def stalled_seconds(self) -> float:
         """How long requests have been waiting without a seal that succeeded; 0 where none waits."""
         return time.monotonic() - self._progress_at if self.unsealed_requests else 0.0

@@ -82,6 +82,8 @@ class Row:
 
 def digest_of(request: TraceRequest) -> bytes:
     """The key that makes a repeated request count once: BLAKE2b-128 of the payload, keyed by its tenant."""
+    if request.digest:
+        return request.digest
     tenant = b"" if request.tenant is None else b"t" + request.tenant.encode()
     key = hashlib.blake2b(tenant, digest_size=32).digest()
     return hashlib.blake2b(request.payload, digest_size=DIGEST_BYTES, key=key).digest()

@@ -26,7 +26,7 @@ _FORMS = [form + end for form in _MOMENTS for end in ("", "Z", "%z")]
 @data_option
 @config_option
 def maintain(data: str | None, config_file: str | None) -> None:
-    """Merge small files, apply the retention and clean up, now.
+    """Merge small files, sample old spans, apply the retention and clean up, now.
 
     A running collector does the same by itself, beside which this is safe; a folder without one may need it. Prints
     what was done as JSON. Removed files leave the disk once no reader can be on them, about 70 minutes later: by the
@@ -51,7 +51,7 @@ def _maintain(config: Config) -> Upkeep:
             bar.length = bar.pos + files + files_left
             bar.update(files)
 
-        return upkeep.run(location, config.retention, stopping, on_progress)
+        return upkeep.run(location, config.retention, config.sampling, stopping, on_progress)
 
 
 @click.command()

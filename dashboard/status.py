@@ -9,7 +9,7 @@ from analytics import jobs
 from analytics.rollup import fold, sets
 from collector.collect import announced_by
 from collector.config import Config
-from collector.lake import retention
+from collector.lake import retention, sampling
 from collector.lake.lake import Lake, Reader
 from collector.lake.location import locate
 from collector.lake.lock import holder
@@ -33,6 +33,14 @@ def _retention(lake: Lake, reader: Reader, config: Config) -> dict[str, Any]:
     return config.retention.model_dump() | {
         "held_files": retention.held(lake, reader, config.retention),
         "removed": removed,
+    }
+
+
+def _sampling(lake: Lake, reader: Reader, config: Config) -> dict[str, Any]:
+    """What is sampled, files that wait for a job before, and what was kept of how much."""
+    return config.sampling.model_dump() | {
+        "held_files": sampling.held(lake, reader, config.sampling),
+        "sampled": asdict(sampling.sampled(reader)),
     }
 
 
@@ -61,6 +69,7 @@ def describe(lake: Lake, reader: Reader, config: Config) -> dict[str, Any]:
         },
         "folded": _folded(reader),
         "retention": _retention(lake, reader, config),
+        "sampling": _sampling(lake, reader, config),
         "spool_bytes": spool_bytes(location),
         "tables": [asdict(table) for table in stored.tables],
         "versions": versions() | {"schema": stored.schema_version},
@@ -105,15 +114,22 @@ def as_text(found: dict[str, Any]) -> str:
         for folded in found["folded"]
     ]
     text += _retention_text(found["retention"])
+    text += _sampling_text(found["sampling"])
     text.append(f"{'table':<24} {'files':>8} {'size':>12}")
     text += [f"  {table['name']:<22} {table['files']:>8,} {_size(table['bytes']):>12}" for table in found["tables"]]
     return "\n".join(text)
 
 
 def _retention_text(kept: dict[str, Any]) -> list[str]:
-    units = {"spans_days": "spans {:g} days", "rollup_minutes_days": "rollups by minute {:g} days",
-             "rollup_hours_days": "rollups by hour {:g} days", "traces_days": "summaries of traces {:g} days",
-             "findings_days": "findings {:g} days", "sightings_days": "sightings {:g} days"}  # fmt: skip
+    units = {
+        "spans_days": "spans {:g} days",
+        "sampled_spans_days": "sampled spans {:g} days",
+        "rollup_minutes_days": "rollups by minute {:g} days",
+        "rollup_hours_days": "rollups by hour {:g} days",
+        "traces_days": "summaries of traces {:g} days",
+        "findings_days": "findings {:g} days",
+        "sightings_days": "sightings {:g} days",
+    }
     bounds = [text.format(kept[key]) for key, text in units.items() if kept[key]]
     if kept["total_bytes"]:
         bounds.append(f"at most {_size(kept['total_bytes'])} in all")
@@ -125,6 +141,28 @@ def _retention_text(kept: dict[str, Any]) -> list[str]:
         f"the last on {row['last_removed_at'][:19]}Z"
         for row in kept["removed"]
     ]
+    return text
+
+
+def _sampling_text(found: dict[str, Any]) -> list[str]:
+    done = found["sampled"]
+    if not found["after_days"] and not done["steps"]:
+        return []
+    text = [f"{'sampling':<10} " + (f"after {found['after_days']:g} days" if found["after_days"] else "off")]
+    if found["held_files"]:
+        text.append(f"  {found['held_files']:,} files are old enough and wait for a job to read them")
+    if done["steps"]:
+        kept = done["error_traces"] + done["slow_traces"] + done["rare_traces"] + done["share_traces"]
+        text.append(
+            f"  kept {done['kept_spans']:,} of {done['spans']:,} spans ({done['kept_spans'] / done['spans']:.1%}), "
+            f"{_size(done['kept_bytes'])} of {_size(done['bytes'])}; they stand for {done['kept_weight']:,.0f} "
+            f"of {done['weight']:,.0f}"
+        )
+        text.append(
+            f"  kept {kept:,} of {done['traces']:,} traces: {done['error_traces']:,} with errors, "
+            f"{done['slow_traces']:,} slow, {done['rare_traces']:,} of rare operations, {done['share_traces']:,} as a "
+            "share"
+        )
     return text
 
 

@@ -197,6 +197,43 @@ def test_bad_requests_and_rejected_spans_are_named(tmp_path: Path) -> None:
     assert any("bad ids" in problem for problem in report.problems)
 
 
+class Crowd(Recorder):
+    """A sink that sees how many requests and bytes are on their way at once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.on_way: list[int] = []
+        self.most_requests = self.most_bytes = 0
+
+    async def accept(self, request: TraceRequest) -> Accepted:
+        self.on_way.append(len(request.payload))
+        self.most_requests = max(self.most_requests, len(self.on_way))
+        self.most_bytes = max(self.most_bytes, sum(self.on_way))
+        for _ in range(3):
+            await asyncio.sleep(0)
+        self.on_way.remove(len(request.payload))
+        return await super().accept(request)
+
+
+@pytest.mark.parametrize(("requests_max", "bytes_max"), [(3, 2**20), (64, 30_000), (64, 1)])
+def test_what_is_on_its_way_is_bounded(
+    tmp_path: Path, requests_max: int, bytes_max: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(importing, "BYTES_IN_FLIGHT_MAX", bytes_max)
+    payloads = list(requests(1, 2000, 50))
+    crowd, filling = Crowd(), iter([True] * 3)
+    path = written(tmp_path, b"".join(map(framed, payloads)))
+    (report,) = asyncio.run(
+        import_files([path], crowd, LIMIT, lambda *_: None, None, requests_max, lambda: next(filling, False))
+    )
+    assert sorted(crowd.payloads) == sorted(payloads)
+    assert (report.requests, report.spans) == (len(payloads), 2000)
+    assert crowd.most_requests <= requests_max
+    assert crowd.most_bytes <= max(bytes_max, *map(len, payloads))
+    assert crowd.most_requests > 1 or bytes_max == 1
+    assert next(filling, None) is None
+
+
 @pytest.mark.parametrize("endpoint", ["ftp://x:1", "http://", "http://x:4318/v1/traces"])
 def test_an_endpoint_that_is_none_is_told(endpoint: str) -> None:
     with pytest.raises(OperatorError, match="expected HOST:PORT"):

@@ -1,9 +1,10 @@
-"""A process that does the upkeep that is due, and ends: `python -m collector.lake.merging STORAGE RETENTION`.
+"""A process that does the upkeep that is due, and ends: `python -m collector.lake.merging STORAGE RETENTION SAMPLING`.
 
-The arguments are a `StorageConfig` and a `RetentionConfig` as JSON. What DuckDB takes for a merge goes back to the
-system with the process, where in the collector it would stay. Standard output has a line of JSON for each merge,
-`{"files": 8, "started_at_ns": ...}`, one for what retention removed, `{"removed_files": 3}`, and
-`{"fault": "..."}` where something failed. SIGTERM lets the merge that is on finish.
+The arguments are a `StorageConfig`, a `RetentionConfig` and a `SamplingConfig` as JSON. What DuckDB takes for a merge
+goes back to the system with the process, where in the collector it would stay. Standard output has a line of JSON for
+each merge, `{"files": 8, "started_at_ns": ...}`, one for what was sampled, `{"sampled_spans": 50, "kept_spans": 6}`,
+one for what retention removed, `{"removed_files": 3}`, and `{"fault": "..."}` where something failed. SIGTERM lets the
+merge that is on finish.
 """
 
 from __future__ import annotations
@@ -21,9 +22,9 @@ from contextlib import contextmanager
 import duckdb
 import pyarrow as pa
 
-from collector.config import RetentionConfig, StorageConfig
+from collector.config import RetentionConfig, SamplingConfig, StorageConfig
 from collector.errors import SpanlakeError
-from collector.lake import maintain, retention
+from collector.lake import maintain, retention, sampling
 from collector.lake.lake import Lake
 from collector.lake.location import Location, locate
 
@@ -44,10 +45,11 @@ def main() -> int:
     signal.signal(signal.SIGTERM, lambda *_: stopping.set())
     try:
         location = locate(StorageConfig.model_validate_json(sys.argv[1]))
-        config = RetentionConfig.model_validate_json(sys.argv[2])
+        kept = RetentionConfig.model_validate_json(sys.argv[2])
+        sampled = SamplingConfig.model_validate_json(sys.argv[3])
         for memory_bytes_max in MEMORY_BYTES_MAX:
             try:
-                work(location, config, memory_bytes_max, stopping)
+                work(location, kept, sampled, memory_bytes_max, stopping)
                 break
             except duckdb.OutOfMemoryException:
                 if memory_bytes_max == MEMORY_BYTES_MAX[-1]:
@@ -58,11 +60,20 @@ def main() -> int:
     return 0
 
 
-def work(location: Location, config: RetentionConfig, memory_bytes_max: int, stopping: threading.Event) -> None:
+def work(
+    location: Location,
+    kept: RetentionConfig,
+    sampled: SamplingConfig,
+    memory_bytes_max: int,
+    stopping: threading.Event,
+) -> None:
     """Do and tell all that is due. Raises duckdb.Error, OSError and OperatorError."""
     with open_for_upkeep(location, memory_bytes_max) as lake:
         merge_all(lake, stopping)
-        removed = retention.apply(lake, config, stopped=stopping.is_set)
+        done = sampling.apply(lake, sampled, stopped=stopping.is_set)
+        removed = retention.apply(lake, kept, stopped=stopping.is_set)
+    if done.steps:
+        print(json.dumps({"sampled_spans": done.spans, "kept_spans": done.kept_spans}), flush=True)
     if removed:
         print(json.dumps({"removed_files": len(removed)}), flush=True)
 

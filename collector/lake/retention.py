@@ -20,8 +20,10 @@ from collector.lake import engine
 from collector.lake.lake import Lake, Reader, Transaction
 
 SPANS = "spans"
+SAMPLED = "sampled_spans"
+RECEIVED = "received_at"
 WINDOW = "window_start"
-AGES = {SPANS: "received_at", "findings": "minute", "sighting_rows": "last_seen"}
+AGES = {SPANS: RECEIVED, SAMPLED: RECEIVED, "findings": "minute", "sighting_rows": "last_seen"}
 """The column of a table that its rows' ages count from, where it is not WINDOW."""
 HOUR_SUFFIX = "_1h"
 FILES_PER_COMMIT = 64
@@ -108,21 +110,28 @@ def plan(files: Sequence[DataFile], config: RetentionConfig, now_ns: int, read_u
     """The files that are to go now. Pure.
 
     First those whose rows are all older than their table's days; then, while all that is left is larger than
-    `total_bytes`, the oldest of spans. Spans that a job has not read (beyond `read_upto`) stay in any case.
+    `total_bytes`, the oldest of spans, sampled or not. Spans that a job has not read (beyond `read_upto`) stay in any
+    case.
     """
-    free = [file for file in files if file.table != SPANS or read_upto is None or file.last_snapshot <= read_upto]
+    free = [file for file in files if is_read(file, read_upto)]
     removals = [Removal(file, "age") for file in free if _is_too_old(file, config, now_ns)]
     if not config.total_bytes:
         return removals
     gone = {removal.file.path for removal in removals}
     excess = sum(file.size_bytes for file in files if file.path not in gone) - config.total_bytes
-    spans = [file for file in free if file.table == SPANS and file.path not in gone and file.newest_ns is not None]
+    tables = (SPANS, SAMPLED)
+    spans = [file for file in free if file.table in tables and file.path not in gone and file.newest_ns is not None]
     for file in sorted(spans, key=lambda file: file.newest_ns or 0):
         if excess <= 0:
             break
         removals.append(Removal(file, "size"))
         excess -= file.size_bytes
     return removals
+
+
+def is_read(file: DataFile, read_upto: int | None) -> bool:
+    """Whether every job has read the file, as `read_upto` says; jobs read spans only."""
+    return file.table != SPANS or read_upto is None or file.last_snapshot <= read_upto
 
 
 def _is_too_old(file: DataFile, config: RetentionConfig, now_ns: int) -> bool:
@@ -133,6 +142,7 @@ def _is_too_old(file: DataFile, config: RetentionConfig, now_ns: int) -> bool:
 def _days(table: str, config: RetentionConfig) -> float:
     own = {
         SPANS: config.spans_days,
+        SAMPLED: config.sampled_spans_days,
         "trace_rows": config.traces_days,
         "findings": config.findings_days,
         "sighting_rows": config.sightings_days,
@@ -188,17 +198,21 @@ def _plan(lake: Lake, reader: Reader, config: RetentionConfig, now: float | None
     return plan(live_files(reader, lake.location.files), config, now_ns, read_upto(reader))
 
 
-def _remove(transaction: Transaction, removals: Sequence[Removal]) -> None:
+def delete_files(transaction: Transaction, table: str, files: Sequence[DataFile]) -> None:
     """Delete all rows of these files: DuckLake drops a file whose rows all go, and writes no delete file for it."""
+    # The bound on the age lets the catalog's statistics skip all younger files.
+    transaction.execute(
+        f'DELETE FROM "{table}" WHERE filename IN (SELECT unnest(?::VARCHAR[])) '
+        f"AND {AGES.get(table, WINDOW)} <= make_timestamp_ns(?)",
+        [[file.path for file in files], max(file.newest_ns or 0 for file in files)],
+    )
+
+
+def _remove(transaction: Transaction, removals: Sequence[Removal]) -> None:
     for (table, reason), group in groupby(sorted(removals, key=key), key=key):
         files = [removal.file for removal in group]
         newest_ns = max(file.newest_ns or 0 for file in files)
-        # The bound on the age lets the catalog's statistics skip all younger files.
-        transaction.execute(
-            f'DELETE FROM "{table}" WHERE filename IN (SELECT unnest(?::VARCHAR[])) '
-            f"AND {AGES.get(table, WINDOW)} <= make_timestamp_ns(?)",
-            [[file.path for file in files], newest_ns],
-        )
+        delete_files(transaction, table, files)
         transaction.execute(
             "INSERT INTO removals VALUES (now()::TIMESTAMP, ?, ?, ?, ?, ?, make_timestamp_ns(?)::TIMESTAMP)",
             [table, reason, len(files), sum(f.rows for f in files), sum(f.size_bytes for f in files), newest_ns],

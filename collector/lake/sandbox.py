@@ -24,6 +24,7 @@ from collector.errors import SpanlakeError
 from collector.lake import engine
 from collector.lake.lake import Reader, check_version
 from collector.lake.location import Location
+from collector.lake.retention import SAMPLED, SPANS
 
 BATCH_ROWS = 10_000
 THREADS = min(4, os.cpu_count() or 1)
@@ -117,13 +118,25 @@ def open_sandbox(location: Location, config: QueryConfig) -> Iterator[Sandbox]:
         connection = engine.connect(config.memory_bytes_max, THREADS)
         try:
             engine.attach(connection, location, read_only=True)
-            check_version(Reader(connection), location)
+            reader = Reader(connection)
+            check_version(reader, location)
+            _show_sampled(connection, reader)
             _lock_down(connection, location, spill, SPILL_FACTOR * config.memory_bytes_max)
             yield Sandbox(connection, config)
         finally:
             # A statement whose rows nobody reads to their end still runs; closing would wait for it.
             connection.interrupt()
             connection.close()
+
+
+def _show_sampled(connection: duckdb.DuckDBPyConnection, reader: Reader) -> None:
+    """Where spans were sampled, let `spans` mean those that were kept too, also to the lake's views and macros.
+
+    A temporary view goes before what the lake has under its name.
+    """
+    if reader.has(SAMPLED) and reader.rows(f"SELECT 1 FROM {SAMPLED} LIMIT 1"):
+        tables = (f"SELECT * FROM {engine.CATALOG}.main.{table}" for table in (SPANS, SAMPLED))
+        connection.execute(f"CREATE TEMP VIEW {SPANS} AS {' UNION ALL '.join(tables)}")
 
 
 def _lock_down(connection: duckdb.DuckDBPyConnection, location: Location, spill: str, spill_bytes: int) -> None:

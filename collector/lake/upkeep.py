@@ -1,4 +1,4 @@
-"""All upkeep of a lake at once: merges, retention and cleaning, as `spanlake maintain` does them."""
+"""All upkeep of a lake at once: merges, sampling, retention and cleaning, as `spanlake maintain` does them."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ from itertools import groupby
 
 import duckdb
 
-from collector.config import RetentionConfig
+from collector.config import RetentionConfig, SamplingConfig
 from collector.errors import OperatorError
-from collector.lake import maintain, retention
+from collector.lake import maintain, retention, sampling
 from collector.lake.location import Location
 from collector.lake.merging import MEMORY_BYTES_MAX, open_for_upkeep
+from collector.lake.sampling import Sampled
 from collector.lake.tables import COLLECTOR_DEFINITIONS
 
 
@@ -34,6 +35,7 @@ class Upkeep:
 
     merges: int
     merged_files: int
+    sampled: Sampled
     removed: tuple[Removed, ...]
     held_files: int
     orphans: int
@@ -42,7 +44,11 @@ class Upkeep:
 
 
 def run(
-    location: Location, config: RetentionConfig, stopping: threading.Event, on_progress: Callable[[int, int], None]
+    location: Location,
+    kept: RetentionConfig,
+    sampling_config: SamplingConfig,
+    stopping: threading.Event,
+    on_progress: Callable[[int, int], None],
 ) -> Upkeep:
     """Do all upkeep that is due, or as far as `stopping` lets it; `on_progress(files, files_left)` after each step.
 
@@ -57,19 +63,20 @@ def run(
             while not stopping.is_set() and (files := maintain.merge_once(lake, retention.SPANS)):
                 merged.append(files)
                 on_progress(files, maintain.small_files(lake, retention.SPANS))
-            removals = retention.apply(lake, config, stopped=stopping.is_set)
+            sampled = sampling.apply(lake, sampling_config, stopped=stopping.is_set, on_progress=on_progress)
+            removals = retention.apply(lake, kept, stopped=stopping.is_set)
             on_progress(len(removals), 0)
             orphans = maintain.clean(lake)
             with lake.read() as reader:
                 left = [f for f in retention.live_files(reader, location.files) if f.table == retention.SPANS]
-                held = retention.held(lake, reader, config)
+                held = retention.held(lake, reader, kept) + sampling.held(lake, reader, sampling_config)
         except (duckdb.Error, OSError) as error:
             raise OperatorError(
                 f"the upkeep of storage.data = {str(location.root)!r} failed: {error}; what was done before stays: "
                 "mend the cause, then run it again"
             ) from error
     size = sum(file.size_bytes for file in left)
-    return Upkeep(len(merged), sum(merged), _summed(removals), held, orphans, len(left), size)
+    return Upkeep(len(merged), sum(merged), sampled, _summed(removals), held, orphans, len(left), size)
 
 
 def _summed(removals: list[retention.Removal]) -> tuple[Removed, ...]:

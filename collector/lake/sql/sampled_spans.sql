@@ -1,0 +1,1 @@
+CREATE TABLE sampled_spans AS FROM spans WITH NO DATA
