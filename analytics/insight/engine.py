@@ -16,6 +16,7 @@ from analytics.insight import (
     mix,
     objectives,
     places,
+    rhythm,
     topics,
     traffic,
     trends,
@@ -44,19 +45,25 @@ DETECTORS: tuple[Callable[[Scene], list[Finding]], ...] = (
 
 
 def findings(
-    evidence: Evidence, until: datetime, window: timedelta, config: InsightConfig | None = None
+    evidence: Evidence,
+    until: datetime,
+    window: timedelta,
+    config: InsightConfig | None = None,
+    past: rhythm.Past | None = None,
 ) -> list[Finding]:
-    """What is wrong at `until` (aware), most important first; pure.
+    """What is wrong at `until` (aware), most important first; pure but for `past`.
 
     Judges the last minutes (`recent_minutes`, at most `window`) of evidence against those before them. Without
-    HISTORY_MIN minutes before them there is nothing to compare with, and no finding: see `has_history`.
+    HISTORY_MIN minutes before them there is nothing to compare with, and no finding: see `has_history`. `past` tells of
+    the same time of other days (`rhythm.of_reader`); it is asked where something was found.
     """
     settings = config or InsightConfig()
     recent = max(3, min(settings.recent_minutes, int(window / timedelta(minutes=1))))
     scene = Scene(evidence, until, settings.model_copy(update={"recent_minutes": recent}))
     if not scene.has_history:
         return []
-    return fold([finding for detector in DETECTORS for finding in detector(scene)])
+    found = [finding for detector in DETECTORS for finding in detector(scene)]
+    return fold(rhythm.weighed(found, past, until, settings) if past else found)
 
 
 def has_history(evidence: Evidence, until: datetime, config: InsightConfig | None = None) -> bool:
