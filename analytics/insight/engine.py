@@ -6,6 +6,7 @@ from collections.abc import Callable
 from datetime import datetime, timedelta
 
 from analytics.insight import (
+    blast,
     clocks,
     compositions,
     deploys,
@@ -16,6 +17,7 @@ from analytics.insight import (
     mix,
     objectives,
     places,
+    reach,
     rhythm,
     topics,
     traffic,
@@ -41,6 +43,7 @@ DETECTORS: tuple[Callable[[Scene], list[Finding]], ...] = (
     compositions.find,
     objectives.find,
     forecasting.find,
+    blast.find,
 )
 
 
@@ -63,7 +66,8 @@ def findings(
     if not scene.has_history:
         return []
     found = [finding for detector in DETECTORS for finding in detector(scene)]
-    return fold(rhythm.weighed(found, past, until, settings) if past else found)
+    told = fold(rhythm.weighed(found, past, until, settings) if past else found)
+    return [reach.with_reach(scene, finding) for finding in told]
 
 
 def has_history(evidence: Evidence, until: datetime, config: InsightConfig | None = None) -> bool:
