@@ -18,6 +18,7 @@ from analytics.insight import (
     objectives,
     places,
     reach,
+    regions,
     rhythm,
     topics,
     traffic,
@@ -65,9 +66,9 @@ def findings(
     scene = Scene(evidence, until, settings.model_copy(update={"recent_minutes": recent}))
     if not scene.has_history:
         return []
-    found = [finding for detector in DETECTORS for finding in detector(scene)]
+    found = regions.family([finding for detector in DETECTORS for finding in detector(scene)])
     told = fold(rhythm.weighed(found, past, until, settings) if past else found)
-    return [reach.with_reach(scene, finding) for finding in told]
+    return regions.with_others(scene, [reach.with_reach(scene, finding) for finding in told])
 
 
 def has_history(evidence: Evidence, until: datetime, config: InsightConfig | None = None) -> bool:
