@@ -11,6 +11,7 @@ from analytics.insight import (
     compositions,
     deploys,
     forecasting,
+    headroom,
     hosts,
     keys,
     lookups,
@@ -45,6 +46,7 @@ DETECTORS: tuple[Callable[[Scene], list[Finding]], ...] = (
     objectives.find,
     forecasting.find,
     blast.find,
+    headroom.find,
 )
 
 

@@ -12,11 +12,13 @@ import polars as pl
 Kind = Literal[
     "noisy_neighbour", "region_slow", "region_errors", "latency", "errors", "traffic_drop", "traffic_surge",
     "hit_ratio", "hot_key", "deploy", "instance", "delivery_lag", "lost_deliveries", "burst", "exhaustion",
-    "retry_storm", "clock_skew", "mix_shift", "slo_burn", "blast_radius", "forecast",
+    "retry_storm", "clock_skew", "mix_shift", "slo_burn", "blast_radius", "forecast", "headroom",
 ]  # fmt: skip
 State = Literal["opened", "ongoing", "resolved"]
 Severity = Literal["info", "warning", "critical"]
 KINDS: tuple[str, ...] = get_args(Kind)
+INFORMATION: frozenset[str] = frozenset({"headroom"})
+"""Kinds that say how things stand, not that something is wrong: no alarms."""
 SEVERITIES: tuple[str, ...] = get_args(Severity)
 
 _SHARE = {
