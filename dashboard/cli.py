@@ -23,6 +23,7 @@ _COMMANDS = {
     "explain": "analytics.insight.cli",
     "compare": "analytics.insight.cli",
     "critical-path": "analytics.insight.cli",
+    "baselines": "analytics.insight.cli",
     "sql": "collector.cli",
     "import": "collector.cli",
     "export": "collector.storage_cli",

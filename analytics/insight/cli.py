@@ -128,15 +128,21 @@ def _written(found: Sequence[Finding], end: datetime, format_: str) -> str:
         return "Nothing stands out."
     if format_ == "markdown":
         return "\n".join(
-            f"- **{one.severity}** ({one.state}) {one.sentence}" + _also(one, "; explains ") for one in found
+            f"- **{one.severity}** ({one.state}) {one.sentence}" + _also(one, "; explains ", "; against ")
+            for one in found
         )
     return "\n".join(
-        f"{one.severity:<8} {one.state:<8} {one.sentence}{_also(one, chr(10) + ' ' * 18)}" for one in found
+        f"{one.severity:<8} {one.state:<8} {one.sentence}{_also(one, _BELOW, _BELOW + 'against ')}" for one in found
     )
 
 
-def _also(finding: Finding, before: str) -> str:
-    return f"{before}{', '.join(finding.symptoms)}" if finding.symptoms else ""
+_BELOW = "\n" + " " * 18
+
+
+def _also(finding: Finding, symptoms: str, baselines: str) -> str:
+    """What else it explains, and what it was compared with, each after its own words."""
+    parts = ((symptoms, ", ".join(finding.symptoms)), (baselines, "; ".join(finding.baselines)))
+    return "".join(f"{before}{told}" for before, told in parts if told)
 
 
 def table(frame: pl.DataFrame) -> str:
@@ -246,4 +252,43 @@ def critical_path(
     click.echo(_shown(found, format_))
 
 
-COMMANDS: list[click.Command] = [insights, explain, compare, critical_path]
+@click.command()
+@click.option(
+    "--by", default="region,tenant,service_name,operation", show_default=True, metavar="COLUMNS",
+    help="Columns of rollup_1m that make a series, comma-separated.",
+)  # fmt: skip
+@click.option("--region", help="Only this region.")
+@click.option("--tenant", help="Only this tenant's spans.")
+@click.option("--all", "every", is_flag=True, help="What is usual too, not only what is not.")
+@_window
+@_until
+@_format
+@_data
+@_config
+def baselines(
+    by: str, region: str | None, tenant: str | None, every: bool, window: str, until: str | None, format_: str,
+    data: str | None, config_file: str | None,
+) -> None:  # fmt: skip
+    """Compare every series with the window before, and the same time yesterday, last week and on other days.
+
+    Rate, errors, p95 and hit ratio; the most deviating first. Series with too few days or spans to compare with are
+    counted as insufficient history.
+    """
+    from analytics.change import INSUFFICIENT
+    from analytics.insight.seasons import compared
+
+    limits = {name: [value] for name, value in (("region", region), ("tenant", tenant)) if value is not None}
+    with _asked(data, config_file, window, until) as asked, asked.lake.read() as reader:
+        try:
+            found = compared(
+                reader, asked.window, by.split(","), values=limits, volume_min=asked.config.insight.volume_min
+            )
+        except ValueError as error:
+            raise click.UsageError(f"--by {by}: {error}") from error
+    told = found if every else found.filter(~found["verdict"].is_in(["usual", INSUFFICIENT]))
+    click.echo(_shown(told, format_))
+    counts = found["verdict"].value_counts(sort=True).rows()
+    click.echo(f"{', '.join(f'{count} {verdict}' for verdict, count in counts) or 'no series'}", err=True)
+
+
+COMMANDS: list[click.Command] = [insights, explain, compare, critical_path, baselines]

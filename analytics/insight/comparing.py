@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import polars as pl
+from statsmodels.stats.multitest import multipletests
 
 from analytics.buckets import LOG_GAMMA
 from analytics.change import duration
@@ -41,7 +42,8 @@ class Split:
 class Comparison:
     """`operations`: a row an operation that both have, with columns service_name, operation, kind, spans_a, spans_b,
     unknown_weight_share_a, unknown_weight_share_b (of spans whose sampling probability is unknown), error_rate_a,
-    error_rate_b, p95_ns_a, p95_ns_b, cliffs_delta (above 0: A is slower), p; largest difference first.
+    error_rate_b, p95_ns_a, p95_ns_b, cliffs_delta (above 0: A is slower), p (Mann-Whitney), p_corrected (over all
+    operations, Benjamini and Hochberg 1995); largest difference first.
 
     `odds_ratio` of errors, A to B, with its 95 % interval and p, over all strata.
     """
@@ -142,7 +144,11 @@ def _operations(cells: pl.DataFrame) -> pl.DataFrame:
                 "p": min(1.0, 2 * min(p, 1 - p)),
             }
         )
-    return pl.DataFrame(rows).sort(pl.col("cliffs_delta").abs(), descending=True) if rows else pl.DataFrame()
+    if not rows:
+        return pl.DataFrame()
+    found = pl.DataFrame(rows)
+    corrected = multipletests(found["p"].to_numpy(), method="fdr_bh")[1]
+    return found.with_columns(p_corrected=pl.Series(corrected)).sort(pl.col("cliffs_delta").abs(), descending=True)
 
 
 def _share(part: pl.DataFrame, name: str) -> float:

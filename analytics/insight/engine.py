@@ -6,17 +6,22 @@ from collections.abc import Callable
 from datetime import datetime, timedelta
 
 from analytics.insight import (
+    blast,
     clocks,
     compositions,
     deploys,
     forecasting,
+    headroom,
     hosts,
     keys,
     lookups,
     mix,
     objectives,
     places,
+    reach,
+    regions,
     retries,
+    rhythm,
     telling,
     topics,
     traffic,
@@ -43,24 +48,33 @@ DETECTORS: tuple[Callable[[Scene], list[Finding]], ...] = (
     compositions.find,
     objectives.find,
     forecasting.find,
+    blast.find,
+    headroom.find,
 )
 
 
 def findings(
-    evidence: Evidence, until: datetime, window: timedelta, config: InsightConfig | None = None
+    evidence: Evidence,
+    until: datetime,
+    window: timedelta,
+    config: InsightConfig | None = None,
+    past: rhythm.Past | None = None,
 ) -> list[Finding]:
-    """What is wrong at `until` (aware), most important first; pure.
+    """What is wrong at `until` (aware), most important first; pure but for `past`.
 
     Judges the last minutes (`recent_minutes`, at most `window`) of evidence against those before them. Without
-    HISTORY_MIN minutes before them there is nothing to compare with, and no finding: see `has_history`.
+    HISTORY_MIN minutes before them there is nothing to compare with, and no finding: see `has_history`. `past` tells of
+    the same time of other days (`rhythm.of_reader`); it is asked where something was found.
     """
     settings = config or InsightConfig()
     recent = max(3, min(settings.recent_minutes, int(window / timedelta(minutes=1))))
     scene = Scene(evidence, until, settings.model_copy(update={"recent_minutes": recent}))
     if not scene.has_history:
         return []
-    found = fold([finding for detector in DETECTORS for finding in detector(scene)])
-    return [telling.with_unknown_share(scene, finding) for finding in found]
+    found = regions.family([finding for detector in DETECTORS for finding in detector(scene)])
+    told = fold(rhythm.weighed(found, past, until, settings) if past else found)
+    reaching = [reach.with_reach(scene, telling.with_unknown_share(scene, finding)) for finding in told]
+    return regions.with_others(scene, reaching)
 
 
 def has_history(evidence: Evidence, until: datetime, config: InsightConfig | None = None) -> bool:

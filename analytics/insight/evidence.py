@@ -111,11 +111,11 @@ class Grain:
         cls, dimensions: tuple[str, ...], keys: pl.DataFrame, rows: pl.DataFrame, cells: pl.DataFrame
     ) -> Grain:
         """From counts that know their series already; those of the same minute are summed up."""
-        rows = rows.select(rows_schema(dimensions).names()).cast(dict(rows_schema(dimensions)))
+        rows = rows.select(rows_schema(dimensions).names()).cast(rows_schema(dimensions))
         if _repeats(rows):
             rows = rows.group_by("minute", "series").agg(pl.col(MEASURES[dimensions]).sum())
             cells = cells.group_by("minute", "series", "cell").agg(pl.col("spans").sum())
-        cells = cells.select(CELLS_SCHEMA.names()).cast(dict(CELLS_SCHEMA))
+        cells = cells.select(CELLS_SCHEMA.names()).cast(CELLS_SCHEMA)
         return cls(dimensions, keys, _in_order(rows), _in_order(cells))
 
     @classmethod
@@ -163,7 +163,8 @@ def _cells(rows: pl.DataFrame) -> pl.DataFrame:
     spans = counts.explode(empty_as_null=False).to_numpy()[order]
     total = np.add.reduceat(spans, first) if len(first) else spans
     row, cell = np.divmod(at[first], _CELLS)
-    return rows.select("minute", "series")[row].with_columns(cell=pl.Series(cell - 1), spans=pl.Series(total))
+    found = rows.select(pl.col("minute", "series").gather(pl.Series(row)))
+    return found.with_columns(cell=pl.Series(cell - 1), spans=pl.Series(total))
 
 
 _CELLS = 1024
@@ -263,7 +264,7 @@ class Evidence:
     def pruned(self) -> Evidence:
         """The same without what no minute knows any more."""
         grains = {name: getattr(self, name) for name in _FIELDS}
-        return replace(self, **{name: one.pruned() for name, one in grains.items() if isinstance(one, Grain)})
+        return replace(self, **{name: one.pruned() for name, one in grains.items() if isinstance(one, Grain)})  # type: ignore[arg-type]
 
 
 def of_spans(spans: pl.DataFrame) -> Evidence:

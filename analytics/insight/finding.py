@@ -12,13 +12,29 @@ import polars as pl
 Kind = Literal[
     "noisy_neighbour", "region_slow", "region_errors", "latency", "errors", "traffic_drop", "traffic_surge",
     "hit_ratio", "hot_key", "deploy", "instance", "delivery_lag", "lost_deliveries", "burst", "exhaustion",
-    "retry_storm", "clock_skew", "mix_shift", "slo_burn", "blast_radius", "forecast",
+    "retry_storm", "clock_skew", "mix_shift", "slo_burn", "blast_radius", "forecast", "headroom",
 ]  # fmt: skip
 State = Literal["opened", "ongoing", "resolved"]
 Severity = Literal["info", "warning", "critical"]
 KINDS: tuple[str, ...] = get_args(Kind)
+INFORMATION: frozenset[str] = frozenset({"headroom"})
+"""Kinds that say how things stand, not that something is wrong: no alarms."""
 SEVERITIES: tuple[str, ...] = get_args(Severity)
 
+_SHARE = {
+    "hurt": pl.Int64(),
+    "active": pl.Int64(),
+    **dict.fromkeys(("share", "share_low", "share_high"), pl.Float64()),
+}
+WHO_SCHEMA = pl.Struct(
+    {
+        "tenants": pl.Struct(_SHARE),
+        "spans": pl.Struct(_SHARE),
+        "effective_tenants": pl.Float64(),
+        "operations": pl.List(pl.Struct({"tenant": pl.String(), **_SHARE})),
+    }
+)
+"""The type of column `who`: a `Reach`."""
 FINDINGS_SCHEMA = pl.Schema(
     {
         "minute": pl.Datetime("us"),
@@ -39,6 +55,8 @@ FINDINGS_SCHEMA = pl.Schema(
         "unknown_weight_share": pl.Float64(),
         "exemplars": pl.List(pl.String()),
         "symptoms": pl.List(pl.String()),
+        "baselines": pl.List(pl.String()),
+        "who": WHO_SCHEMA,
         "sql": pl.String(),
         "sentence": pl.String(),
     }
@@ -69,6 +87,38 @@ class Confidence:
     p_corrected: float | None
     n: int
     unknown_weight_share: float | None = None
+
+
+@dataclass(frozen=True)
+class Share:
+    """How many of the active are hurt, and the share with its 95 % interval (Wilson)."""
+
+    hurt: int
+    active: int
+    share: float
+    share_low: float
+    share_high: float
+
+
+@dataclass(frozen=True)
+class Reach:
+    """Who is hurt: tenants of those active at the place; spans there that are of these tenants, of all; and of each
+    such tenant, how many of its operations there (the most hurt tenants first). `effective_tenants`: over how many the
+    excess spreads (inverse Simpson index)."""
+
+    tenants: Share
+    spans: Share
+    effective_tenants: float
+    operations: tuple[tuple[str, Share], ...] = ()
+
+    def as_row(self) -> dict[str, Any]:
+        """A value of WHO_SCHEMA."""
+        return {
+            "tenants": vars(self.tenants),
+            "spans": vars(self.spans),
+            "effective_tenants": self.effective_tenants,
+            "operations": [{"tenant": tenant, **vars(share)} for tenant, share in self.operations],
+        }
 
 
 @dataclass(frozen=True)
@@ -115,6 +165,9 @@ class Finding:
     suspects: tuple[str, ...] = ()
     symptoms: tuple[str, ...] = ()
     exemplars: tuple[str, ...] = ()
+    baselines: tuple[str, ...] = ()
+    """How it stands against each baseline it was compared with, a phrase each; what is not known is said so."""
+    who: Reach | None = None
     sql: str = ""
     state: State = "opened"
     tenant_scope: str | None = field(default=None)
@@ -179,6 +232,8 @@ class Finding:
             **confidence,
             "exemplars": list(self.exemplars),
             "symptoms": list(self.symptoms),
+            "baselines": list(self.baselines),
+            "who": None if self.who is None else self.who.as_row(),
             "sql": self.sql,
             "sentence": self.sentence,
         }

@@ -19,6 +19,7 @@ from analytics.insight.evidence import Evidence
 from analytics.insight.finding import Finding, frame
 from analytics.insight.lifecycle import Tracker
 from analytics.insight.loading import load, newest
+from analytics.insight.rhythm import of_reader
 from analytics.window import MINUTE
 from collector.config import InsightConfig
 from collector.lake.lake import Lake, StaleProgressError
@@ -86,7 +87,9 @@ class InsightJob:
         """What is open or was resolved at the end of data `minute`."""
         self._read(minute)
         window = timedelta(minutes=self._config.recent_minutes)
-        return self._tracker.update(findings(self._evidence, minute, window, self._config), minute)
+        with self._lake.read() as reader:
+            found = findings(self._evidence, minute, window, self._config, of_reader(reader, self._config))
+        return self._tracker.update(found, minute)
 
     def _read(self, until: datetime) -> None:
         """Bring the evidence up to `until`; the newest minutes are read again, for what came late."""

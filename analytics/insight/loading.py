@@ -62,8 +62,8 @@ def load(
     `with_hours`: the hours of the last days too. Clocks are looked at by SKEW_MINUTES at both ends. Raises
     duckdb.Error where the lake cannot be read.
     """
-    bounds = (time.astimezone(UTC).replace(tzinfo=None) for time in (start, until))
-    source = _Source(reader, _tables(reader), *bounds, region, tenant)
+    first, end = (time.astimezone(UTC).replace(tzinfo=None) for time in (start, until))
+    source = _Source(reader, _tables(reader), first, end, region, tenant)
     served = source.count(_SERVED) > 0
     told = Evidence.concat([part.told() for part in source.stretches()])
     demand: list[pl.DataFrame] = []
@@ -74,7 +74,8 @@ def load(
 
     grains = {name: source.grain(table, dimensions, seen) for name, (table, dimensions) in TABLES.items()}
     return replace(
-        told, **grains, demand=_steady(pl.concat(demand)) if demand else told.demand,
+        told, **grains,  # type: ignore[arg-type]
+        demand=_steady(pl.concat(demand)) if demand else told.demand,
         skew=source.skew(), hourly=source.hourly() if with_hours else told.hourly,
     )  # fmt: skip
 

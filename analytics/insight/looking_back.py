@@ -8,6 +8,7 @@ from datetime import timedelta
 from analytics.insight.engine import findings, has_history
 from analytics.insight.finding import Finding
 from analytics.insight.loading import load
+from analytics.insight.rhythm import of_reader
 from analytics.window import MINUTE, Window
 from collector.config import InsightConfig
 from collector.errors import SpanlakeError
@@ -38,16 +39,19 @@ def look_back(
         )
     stride = max(1, -(-window.minutes // _LOOKS_MAX))
     moments = [window.end - stride * step * MINUTE for step in range(window.minutes // stride + 1)][::-1]
+    scope = {name: [value] for name, value in (("region", region), ("tenant", tenant)) if value is not None}
     judged = max(window.end - window.start, config.recent_minutes * MINUTE)
     seen: dict[str, tuple[int, Finding]] = {}
     before: set[str] = set()
-    for number, moment in enumerate(moments):
-        found = {one.identity: one for one in findings(evidence.until(moment), moment, judged, config)}
-        for identity, one in found.items():
-            if identity in before or len(moments) == 1:
-                since = min(one.since, seen[identity][1].since) if identity in seen else one.since
-                seen[identity] = (number, replace(one, since=since))
-        before = set(found)
+    with lake.read() as reader:
+        past = of_reader(reader, config, scope)
+        for number, moment in enumerate(moments):
+            found = {one.identity: one for one in findings(evidence.until(moment), moment, judged, config, past)}
+            for identity, one in found.items():
+                if identity in before or len(moments) == 1:
+                    since = min(one.since, seen[identity][1].since) if identity in seen else one.since
+                    seen[identity] = (number, replace(one, since=since))
+            before = set(found)
     told = [
         replace(one, state="ongoing" if number == len(moments) - 1 else "resolved") for number, one in seen.values()
     ]

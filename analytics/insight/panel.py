@@ -240,11 +240,7 @@ class Panel:
 
     def thresholds(self, strata: Ints, count: int) -> Floats:
         """The cells of SLOW and VERY_SLOW in the baseline of each stratum: an array of 2 x strata."""
-        spread = np.zeros(count * CELLS)
-        for block in self.cells.blocks(slice(0, self.span.baseline)):
-            at = strata[block.series] * CELLS + block.cell
-            spread += np.bincount(at, weights=block.spans, minlength=len(spread))
-        up_to = np.cumsum(spread.reshape(count, CELLS), axis=1)
+        up_to = np.cumsum(self.spreads(strata, count, slice(0, self.span.baseline)), axis=1)
         total = up_to[:, -1:]
         return np.stack([(up_to < share * total).sum(axis=1) for share in (SLOW, VERY_SLOW)]).astype(float)
 
@@ -256,13 +252,32 @@ class Panel:
             _add(found, block.series[slow], block.minute[slow], block.spans[slow])
         return found
 
+    def spreads(self, groups: Ints, count: int, minutes: slice) -> Floats:
+        """Spans by cell of each group of series, in some minutes: an array of count x CELLS. Group -1 is left out."""
+        found = np.zeros(count * CELLS)
+        for block, group in self._grouped(groups, minutes):
+            found += np.bincount(group * CELLS + block.cell, weights=block.spans, minlength=len(found))
+        return found.reshape(count, CELLS)
+
+    def minute_spreads(self, groups: Ints, count: int) -> Floats:
+        """As `spreads`, of each minute: an array of count x minutes x CELLS."""
+        found = np.zeros(count * self.span.count * CELLS)
+        for block, group in self._grouped(groups, slice(None)):
+            at = (group * self.span.count + block.minute) * CELLS + block.cell
+            found += np.bincount(at, weights=block.spans, minlength=len(found))
+        return found.reshape(count, self.span.count, CELLS)
+
+    def _grouped(self, groups: Ints, minutes: slice) -> Iterator[tuple[Block, Ints]]:
+        start, stop, _ = minutes.indices(self.span.count)
+        for block in self.cells.blocks(slice(start, stop)):
+            group = groups[block.series]
+            inside = group >= 0
+            series, minute, cell, spans = block
+            yield Block(series[inside], minute[inside], cell[inside], spans[inside]), group[inside]
+
     def spread(self, series: Bools, minutes: slice) -> Floats:
         """Spans by cell, of some series and minutes."""
-        start, stop, _ = minutes.indices(self.span.count)
-        found = np.zeros(CELLS)
-        for block in self.cells.blocks(slice(start, stop)):
-            inside = series[block.series]
-            found += np.bincount(block.cell[inside], weights=block.spans[inside], minlength=CELLS)
+        found: Floats = self.spreads(np.where(series, 0, -1), 1, minutes)[0]
         return found
 
     def mean_cell(self, groups: Ints, count: int, which: Bools) -> Floats:

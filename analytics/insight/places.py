@@ -168,14 +168,12 @@ def _winsorised_ns(scene: Scene, which: Bools, minutes: slice) -> Floats:
     """
     panel = scene.panel("base")
     keys, strata = panel.groups(STRATA["base"])
-    start, stop, _ = minutes.indices(scene.span.count)
-    inside = which[panel.cell_series] & (panel.cell_minute >= start) & (panel.cell_minute < stop)
-    series = panel.cell_series[inside]
     timed = which & panel.keys["kind"].is_in([*_CALLING, *_SERVING]).to_numpy()
     bound = panel.thresholds(strata, keys.height)[1][strata[timed]].max(initial=0)
-    cell = np.minimum(panel.cell[inside], bound)
-    times = panel.cell_spans[inside] * cell_values_ns(cell)
-    found: Floats = np.bincount(series, weights=times, minlength=panel.size).astype(float)
+    found = np.zeros(panel.size)
+    for block in panel.cells.blocks(slice(*minutes.indices(scene.span.count)[:2])):
+        times = block.spans * cell_values_ns(np.minimum(block.cell, bound))
+        found += np.bincount(block.series, weights=times, minlength=panel.size)
     return found[which]
 
 

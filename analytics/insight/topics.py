@@ -1,8 +1,9 @@
 """Topics: how late messages reach their subscribers, and which never do.
 
 How many deliveries a message has is learned: the median of deliveries a message by minute of the baseline, rounded
-where it is close to a whole number. Fewer are missing. Messages of the newest minute may still be under way
-(right-censored); a stretch takes two minutes at least, so that alone they are no finding.
+where it is close to a whole number. Fewer are missing. What is missing is right-censored: it is known to take longer
+than the time since the end of its minute. Lags and shares of what is lost are Kaplan-Meier estimates, now and in the
+baseline, and a log-rank test tells whether they differ (`analytics.survival`).
 """
 
 from __future__ import annotations
@@ -14,16 +15,18 @@ from analytics.buckets import GAMMA
 from analytics.change import duration
 from analytics.insight import baselines, telling
 from analytics.insight.finding import Effect, Finding, Kind, Place
-from analytics.insight.panel import Cells, Counts, Floats, Ints, Measure, Panel, Rated, dense
+from analytics.insight.panel import Bools, Cells, Counts, Floats, Ints, Measure, Panel, Rated, dense
 from analytics.insight.scene import Scene
 from analytics.insight.shares import Spot, spots
 from analytics.insight.traced import LAG_CELL_BUCKETS
+from analytics.survival import Curve, Delays, Estimate, log_rank
 
 BY = ("region", "tenant", "destination")
 LEVELS = (("tenant", "destination"), ("region",), ("region", "destination"), ("destination",), BY)
 _ORDER = ("tenant", "destination", "region")
 _CELLS = 600
 _LAG_RATIO_MIN = 1.3
+_ALL_LOST = Estimate(1.0, None, None)
 
 
 def find(scene: Scene) -> list[Finding]:
@@ -39,10 +42,10 @@ def find(scene: Scene) -> list[Finding]:
     strata = np.zeros(keys.height, dtype=np.intp)
     lags = baselines.rates(late, delivered, strata, 1, scene.span)
     missing = _missing(messages, delivered, scene)
-    found = [_lag(scene, keys, lags, spot, cells) for spot in spots(scene, keys, lags, LEVELS, _ORDER)]
+    found = [_lag(scene, keys, lags, spot, cells, missing) for spot in spots(scene, keys, lags, LEVELS, _ORDER)]
     found = [one for one in found if one.effect.ratio >= _LAG_RATIO_MIN]
     return found + [
-        _lost(scene, keys, missing, spot) for spot in spots(scene, keys, missing, LEVELS, _ORDER, "missing")
+        _lost(scene, keys, missing, spot, cells) for spot in spots(scene, keys, missing, LEVELS, _ORDER, "missing")
     ]
 
 
@@ -73,28 +76,77 @@ def _late(scene: Scene, cells: pl.DataFrame, keys: pl.DataFrame) -> Floats:
     return found.reshape(keys.height, -1)
 
 
-def _lag(scene: Scene, keys: pl.DataFrame, measure: Measure | Rated, spot: Spot, cells: pl.DataFrame) -> Finding:
-    mine = cells.join(keys.filter(pl.Series(spot.which)), on=BY, how="semi")
-    begin = scene.span.time(spot.since)
-    now, before = (
-        _median_ns(mine.filter(part))
-        for part in (pl.col("minute") >= begin, pl.col("minute") < scene.span.time(scene.span.baseline))
+def _delays(scene: Scene, keys: pl.DataFrame, which: Bools, cells: pl.DataFrame, missing: Rated) -> tuple[Delays, ...]:
+    """Lags of some topics by minute, those of what is missing known to be longer than the time since its minute."""
+    mine = cells.join(keys.filter(pl.Series(which)), on=BY, how="semi")
+    minute = scene.span.index(mine["minute"])
+    lag, many = _lags_ns(mine["cell"].to_numpy()), mine["spans"].to_numpy().astype(float)
+    absent = missing.observed[which].sum(0)
+    age = (scene.span.count - 1 - np.arange(scene.span.count)) * 60e9
+    return tuple(
+        Delays.of(lag[minute == at], many[minute == at], age[at : at + 1], absent[at : at + 1])
+        for at in range(scene.span.count)
     )
-    effect = Effect("lag_p50_ns", now, before, now / before if before else float("inf"))
-    figure = f"half take longer than {duration(now)} (usually {duration(before)})"
-    return _told(scene, keys, measure, spot, "delivery_lag", effect, f"late since {begin:%H:%M}: {figure}")
 
 
-def _lost(scene: Scene, keys: pl.DataFrame, measure: Measure | Rated, spot: Spot) -> Finding:
-    effect = telling.share_effect("undelivered_share", measure, spot.which, spot.since)
-    figure = f"{telling.percent(effect.value)} (usually {telling.percent(effect.baseline)})"
+def _now_and_before(
+    scene: Scene, keys: pl.DataFrame, spot: Spot, cells: pl.DataFrame, missing: Rated
+) -> tuple[Delays, Delays]:
+    by_minute = _delays(scene, keys, spot.which, cells, missing)
+    return Delays.concat(by_minute[spot.since :]), Delays.concat(by_minute[: scene.span.baseline])
+
+
+def _lag(
+    scene: Scene, keys: pl.DataFrame, measure: Measure | Rated, spot: Spot, cells: pl.DataFrame, missing: Rated
+) -> Finding:
+    now, before = _now_and_before(scene, keys, spot, cells, missing)
+    (middle, tail), (usual, _) = ([_estimate(one, q) for q in (0.5, 0.95)] for one in (now, before))
+    value, base = middle.value or _followed(now), usual.value or 0.0
+    low, high = ((None if bound is None or not base else bound / base) for bound in (middle.low, middle.high))
+    effect = Effect("lag_p50_ns", value, base, value / base if base else float("inf"), low, high)
+    figure = f"half take longer than {duration(value)} (usually {duration(base)}), {_words(tail)}"
     begin = scene.span.time(spot.since)
-    return _told(scene, keys, measure, spot, "lost_deliveries", effect, f"missing since {begin:%H:%M}: {figure}")
+    return _told(
+        scene, keys, measure, spot, "delivery_lag", effect, f"late since {begin:%H:%M}: {figure}",
+        log_rank(now, before)[1],
+    )  # fmt: skip
+
+
+def _lost(scene: Scene, keys: pl.DataFrame, measure: Rated, spot: Spot, cells: pl.DataFrame) -> Finding:
+    now, before = _now_and_before(scene, keys, spot, cells, measure)
+    # Shares of both at the same time after sending: the longest that both were followed.
+    at = min(_followed(now), _followed(before))
+    share, usual = (Curve(one).lasting(at) if one.ended.sum() else _ALL_LOST for one in (now, before))
+    value, base = share.value or 0.0, max(usual.value or 0.0, 1e-6)
+    effect = Effect(
+        "undelivered_share", value, base, value / base, (share.low or 0.0) / base, (share.high or 0.0) / base
+    )
+    figure = f"{telling.percent(value)} (usually {telling.percent(base)})"
+    begin = scene.span.time(spot.since)
+    words = f"missing since {begin:%H:%M}: {figure}"
+    return _told(scene, keys, measure, spot, "lost_deliveries", effect, words, log_rank(now, before)[1])
+
+
+def _estimate(delays: Delays, q: float) -> Estimate:
+    return Curve(delays).quantile(q) if delays.ended.sum() else Estimate(None, None, None)
+
+
+def _followed(delays: Delays) -> float:
+    return float(delays.times_ns[-1]) if len(delays.times_ns) else 0.0
+
+
+def _words(tail: Estimate) -> str:
+    """The figure with its interval; a bound that the curve does not reach is not known yet."""
+    if tail.value is None:
+        return "of the slowest one in 20 nothing is known yet"
+    bounds = [duration(bound) if bound is not None else "unknown" for bound in (tail.low, tail.high)]
+    return f"one in 20 longer than {duration(tail.value)} ({' to '.join(bounds)})"
 
 
 def _told(
-    scene: Scene, keys: pl.DataFrame, measure: Measure | Rated, spot: Spot, kind: Kind, effect: Effect, words: str
-) -> Finding:
+    scene: Scene, keys: pl.DataFrame, measure: Measure | Rated, spot: Spot, kind: Kind, effect: Effect, words: str,
+    p: float,
+) -> Finding:  # fmt: skip
     panel = Panel(scene.span, keys, Counts(lambda _: np.empty((0, 0))), Cells.none())
     hurt = telling.impact(scene, panel, measure, spot.which, spot.since)
     tenant = spot.values.get("tenant")
@@ -106,7 +158,7 @@ def _told(
         kind, place, telling.severity(effect.ratio, hurt.share),
         telling.score(5.0, effect.ratio, spot.excess, 0 if tenant else hurt.share), telling.aware(scene, spot.since),
         scene.until, effect,
-        telling.confidence("scan of the last minutes against the topics' own baseline", spot.p, spot.p_corrected,
+        telling.confidence("log-rank test, now against before; Kaplan-Meier", p, max(p, spot.p_corrected),
                            float(measure.trials[spot.which][:, spot.since :].sum())),
         f"Deliveries of {subject} are {words}{whom}.", tenants, tenant_scope=tenant,
         exemplars=telling.exemplars(scene, Place(place.region), spot.since, errors=False, tenants=tenants),
@@ -114,9 +166,6 @@ def _told(
     )  # fmt: skip
 
 
-def _median_ns(cells: pl.DataFrame) -> float:
-    ordered = cells.group_by("cell").agg(pl.col("spans").sum()).sort("cell")
-    if ordered.is_empty():
-        return 0.0
-    found = ordered.filter(pl.col("spans").cum_sum() >= 0.5 * pl.col("spans").sum())["cell"][0]
-    return float(GAMMA ** ((found + 0.5) * LAG_CELL_BUCKETS)) if found >= 0 else 0.0
+def _lags_ns(cells: Ints) -> Floats:
+    found: Floats = np.where(cells >= 0, GAMMA ** ((np.maximum(cells, 0) + 0.5) * LAG_CELL_BUCKETS), 0.0)
+    return found

@@ -45,6 +45,7 @@ FIGURES = (
 _WEIGHTS = ("weighted_count", "weighted_errors", "weight_squares")
 _TYPES = {**dict.fromkeys(_WEIGHTS, "DOUBLE"), "duration_sum_ns": "DECIMAL(38, 0)"}
 _ALL = "everything"
+_NUMBER = "number"
 Values = Mapping[str, Sequence[str]]
 """Which rows take part: values of some of the dimensions, the others take all."""
 
@@ -94,11 +95,40 @@ def figures(
     Ordered by `by`. Raises ValueError for dimensions that the set has not, duckdb.Error where it has no tables.
     """
     _check(by, dimension_set, values)
-    rows = _Rows(reader, dimension_set, values or {})
-    found = rows.sums(window, by).with_columns(_figures(window.seconds))
-    if qs:
-        found = _with_quantiles(found, rows.cells(window, by).lazy(), by, qs)
+    found = _figures_of(reader, [window], by, dimension_set, values, qs)
     return found.sort(by) if by else found
+
+
+def figures_of_each(
+    reader: Reader,
+    windows: Sequence[Window],
+    by: Sequence[str] = (),
+    dimension_set: DimensionSet = BASE,
+    values: Values | None = None,
+    qs: Sequence[float] = (),
+) -> pl.DataFrame:
+    """As `figures`, of several windows of one length in one reading: one row for each window and value of `by`.
+
+    Columns: `number` (the position in `windows`), and those of `figures`. Ordered by number and `by`. Raises as
+    `figures`, and ValueError for windows of different lengths.
+    """
+    _check(by, dimension_set, values)
+    if len({window.seconds for window in windows}) != 1:
+        raise ValueError(f"{len(windows)} windows: expected one or more, all of one length")
+    return _figures_of(reader, windows, [_NUMBER, *by], dimension_set, values, qs).sort(_NUMBER, *by)
+
+
+def _figures_of(
+    reader: Reader,
+    windows: Sequence[Window],
+    by: Sequence[str],
+    dimension_set: DimensionSet,
+    values: Values | None,
+    qs: Sequence[float],
+) -> pl.DataFrame:
+    rows = _Rows(reader, dimension_set, values or {})
+    found = rows.sums(windows, by).with_columns(_figures(windows[0].seconds))
+    return _with_quantiles(found, rows.cells(windows, by).lazy(), by, qs) if qs else found
 
 
 def sliding(
@@ -139,43 +169,44 @@ class _Rows:
     dimension_set: DimensionSet
     values: Values
 
-    def sums(self, window: Window, by: Sequence[str], by_minute: bool = False) -> pl.DataFrame:
+    def sums(self, windows: Sequence[Window], by: Sequence[str], by_minute: bool = False) -> pl.DataFrame:
         """Columns: *by, window_start (where `by_minute`), SUMS, duration_max_ns."""
         sums = ", ".join(f"sum({name})::{_TYPES.get(name, 'BIGINT')} AS {name}" for name in SUMS)
         found = self._frame(
             f"SELECT {', '.join([*_keys(by, by_minute), sums])}, max(duration_max_ns) AS duration_max_ns "
             "FROM ({rows}) GROUP BY ALL HAVING sum(count) > 0",
-            window,
+            windows,
             by_minute,
         )
         return found.with_columns(pl.col("duration_sum_ns").cast(pl.Int128))
 
-    def cells(self, window: Window, by: Sequence[str], by_minute: bool = False) -> pl.DataFrame:
+    def cells(self, windows: Sequence[Window], by: Sequence[str], by_minute: bool = False) -> pl.DataFrame:
         """Columns: *by without bucket, window_start (where `by_minute`), bucket, spans."""
         keys = "".join(f"{name}, " for name in _keys([name for name in by if name != "bucket"], by_minute))
         return self._frame(
             f"SELECT {keys}bucket, sum(spans)::BIGINT AS spans "
             f"FROM (SELECT {keys}unnest(map_keys(latency_buckets)) AS bucket, "
             "unnest(map_values(latency_buckets)) AS spans FROM ({rows})) GROUP BY ALL",
-            window,
+            windows,
             by_minute,
         )
 
-    def _frame(self, sql: str, window: Window, by_minute: bool) -> pl.DataFrame:
+    def _frame(self, sql: str, windows: Sequence[Window], by_minute: bool) -> pl.DataFrame:
         parameters: list[object] = []
         selects = []
-        for piece in pieces([window], self.dimension_set, by_hour=not by_minute):
+        read = ((number, pieces([one], self.dimension_set, not by_minute)) for number, one in enumerate(windows))
+        for number, piece in ((number, piece) for number, found in read for piece in found):
             conditions = ["window_start >= ?", "window_start < ?"]
             parameters += [piece.start.replace(tzinfo=None), piece.end.replace(tzinfo=None)]
             for name, taken in self.values.items():
                 conditions.append(f"list_contains(?, {name})")
                 parameters.append(list(taken))
-            selects.append(f"SELECT * FROM {piece.table} WHERE {' AND '.join(conditions)}")
+            selects.append(f"SELECT *, {number} AS {_NUMBER} FROM {piece.table} WHERE {' AND '.join(conditions)}")
         return self.reader.frame(sql.replace("{rows}", " UNION ALL ".join(selects)), parameters)
 
 
 def _slide(
-    read: Callable[[Window, Sequence[str], bool], pl.DataFrame],
+    read: Callable[[Sequence[Window], Sequence[str], bool], pl.DataFrame],
     window: Window,
     length: timedelta,
     by: Sequence[str],
@@ -185,11 +216,11 @@ def _slide(
     before = Window(window.start - length, window.start)
     leaving = Window(before.start, window.end - length)
     names, first = [*by, *columns], window.start.replace(tzinfo=None) + MINUTE
-    came = read(window, by, True).select(*names, time=pl.col("window_start") + MINUTE)
-    left = read(leaving, by, True).select(
+    came = read([window], by, True).select(*names, time=pl.col("window_start") + MINUTE)
+    left = read([leaving], by, True).select(
         *by, *((0 - pl.col(name)).alias(name) for name in columns), time=pl.col("window_start") + length + MINUTE
     )
-    held = read(before, by, False).select(*names, time=pl.lit(first, pl.Datetime("us")))
+    held = read([before], by, False).select(*names, time=pl.lit(first, pl.Datetime("us")))
     changes = pl.concat([held, came, left], how="vertical_relaxed").group_by("time", *by).agg(pl.col(columns).sum())
     minutes = pl.DataFrame(
         {"time": [first + i * MINUTE for i in range(window.minutes)]}, schema={"time": pl.Datetime("us")}

@@ -29,6 +29,15 @@ CREATE TABLE findings (
     unknown_weight_share DOUBLE NOT NULL,
     exemplars VARCHAR[] NOT NULL,
     symptoms VARCHAR[] NOT NULL,
+    baselines VARCHAR[],
+    who STRUCT(
+        tenants STRUCT(hurt BIGINT, active BIGINT, share DOUBLE, share_low DOUBLE, share_high DOUBLE),
+        spans STRUCT(hurt BIGINT, active BIGINT, share DOUBLE, share_low DOUBLE, share_high DOUBLE),
+        effective_tenants DOUBLE,
+        operations STRUCT(
+            tenant VARCHAR, hurt BIGINT, active BIGINT, share DOUBLE, share_low DOUBLE, share_high DOUBLE
+        )[]
+    ),
     sql VARCHAR NOT NULL,
     sentence VARCHAR NOT NULL
 )

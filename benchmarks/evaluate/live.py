@@ -10,7 +10,7 @@ from datetime import datetime, timedelta
 
 from analytics.insight.engine import findings
 from analytics.insight.evidence import Evidence
-from analytics.insight.finding import Finding
+from analytics.insight.finding import INFORMATION, Finding
 from analytics.insight.lifecycle import Tracker
 from collector.config import InsightConfig
 
@@ -19,7 +19,8 @@ WINDOW = timedelta(minutes=15)
 
 @dataclass(frozen=True, slots=True)
 class Minute:
-    """What is open at `at` (the end of a minute), most important first; `seconds` of CPU to find it."""
+    """What is open at `at` (the end of a minute), most important first, without INFORMATION; `seconds` of CPU to find
+    it."""
 
     at: datetime
     told: tuple[Finding, ...]
@@ -45,5 +46,5 @@ class Live:
         began = time.process_time()
         known = evidence.between(at - timedelta(minutes=self._config.history_minutes), at)
         told = self._tracker.update(findings(known, at, WINDOW, self._config), at)
-        unresolved = tuple(finding for finding in told if finding.state != "resolved")
+        unresolved = tuple(one for one in told if one.state != "resolved" and one.kind not in INFORMATION)
         return Minute(at, unresolved, time.process_time() - began)

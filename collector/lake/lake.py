@@ -14,6 +14,7 @@ import pyarrow as pa
 
 from collector.errors import OperatorError, RetryableError
 from collector.lake import engine
+from collector.lake.columns import lacking
 from collector.lake.deadline import bounded
 from collector.lake.location import Location
 from collector.lake.lock import exclusive
@@ -204,7 +205,8 @@ class Lake:
                 connection.close()
 
     def ensure(self, definitions: Sequence[Definition]) -> None:
-        """Create what of `definitions` is missing; stamp the schema version on a new lake.
+        """Create what of `definitions` is missing, columns included (NULL in the rows that are there); stamp the schema
+        version on a new lake.
 
         Raises OperatorError where the lake cannot be written.
         """
@@ -218,13 +220,16 @@ class Lake:
 
     def _ensure(self, definitions: Sequence[Definition]) -> None:
         with self.read() as reader:
-            if not _missing(definitions, reader) and not _not_inlined(definitions, reader):
+            lacks = _missing(definitions, reader) or lacking(definitions, reader.rows(_COLUMNS_SQL))
+            if not lacks and not _not_inlined(definitions, reader):
                 return
         with self.write() as transaction:
             for definition in _missing(definitions, transaction):
                 transaction.execute(definition.ddl())
                 if definition.name == "schema_version":
                     transaction.execute("INSERT INTO schema_version VALUES (?, now()::TIMESTAMP)", [SCHEMA_VERSION])
+            for table, column, kind in lacking(definitions, transaction.rows(_COLUMNS_SQL)):
+                transaction.execute(f'ALTER TABLE "{table}" ADD COLUMN "{column}" {kind}')
         # DuckLake takes options only of tables that are committed.
         with self.write() as transaction:
             for definition in _not_inlined(definitions, transaction):
@@ -261,6 +266,7 @@ def _not_inlined(definitions: Sequence[Definition], reader: Reader) -> list[Defi
     return [d for d in definitions if d.inline_rows_max and d.name not in set_for]
 
 
+_COLUMNS_SQL = f"SELECT table_name, column_name FROM duckdb_columns() WHERE database_name = '{engine.CATALOG}'"
 _OBJECTS_SQL = f"""
 SELECT table_name FROM duckdb_tables() WHERE database_name = '{engine.CATALOG}'
 UNION ALL SELECT view_name FROM duckdb_views() WHERE database_name = '{engine.CATALOG}'

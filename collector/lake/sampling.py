@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -107,7 +107,7 @@ def sampled(reader: Reader, after_step: int = 0) -> Sampled:
     steps, *sums = reader.row(_SUMS_SQL, [after_step])
     if not steps:
         return Sampled()
-    kinds = (type(field.default) for field in list(Sampled.__dataclass_fields__.values())[1:])
+    kinds: list[type] = [type(field.default) for field in fields(Sampled)[1:]]
     return Sampled(steps, *(kind(value) for kind, value in zip(kinds, sums, strict=True)))
 
 

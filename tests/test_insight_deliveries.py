@@ -1,0 +1,72 @@
+"""Findings of deliveries: lags of what is delivered and of what is not yet."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+
+import numpy as np
+import polars as pl
+import pytest
+
+from analytics.insight import topics
+from analytics.insight.evidence import Evidence, Grain
+from analytics.insight.finding import Finding
+from analytics.insight.scene import Scene
+from analytics.insight.traced import DELIVERIES_SCHEMA, DELIVERY_CELLS_SCHEMA
+from collector.config import InsightConfig
+
+NOON = datetime(2026, 3, 1, 12, tzinfo=UTC)
+MINUTES, BEGIN, MESSAGES = 60, 50, 400
+USUAL_CELL, LATE_CELL = 170, 230
+
+
+def found(late: float, lost: float) -> list[Finding]:
+    """A topic with two subscribers; from BEGIN on shares of its deliveries are late or lost."""
+    rng = np.random.default_rng(4)
+    counts, cells = [], []
+    for minute in range(MINUTES):
+        time = (NOON + timedelta(minutes=minute)).replace(tzinfo=None)
+        due = 2 * MESSAGES
+        gone = int(lost * due) if minute >= BEGIN else 0
+        held = int(late * due) if minute >= BEGIN else 0
+        usual = np.bincount(rng.binomial(6, 0.5, due - gone - held), minlength=7)
+        counts.append((time, "north", "a", "orders", MESSAGES, due - gone))
+        cells += [(time, "north", "a", "orders", USUAL_CELL + i, int(n)) for i, n in enumerate(usual) if n]
+        cells += [(time, "north", "a", "orders", LATE_CELL, held)] if held else []
+    base = Grain.of_counts(("region",), pl.DataFrame({"minute": [NOON.replace(tzinfo=None)], "region": ["north"],
+        **{name: [1] for name in ("count", "errors", "hits", "misses", "busy_ns", "unknown_weight_count")}},
+        schema_overrides={"minute": pl.Datetime("us")}), None)  # fmt: skip
+    evidence = replace(
+        Evidence.empty(), base=base, deliveries=pl.DataFrame(counts, schema=DELIVERIES_SCHEMA, orient="row"),
+        delivery_cells=pl.DataFrame(cells, schema=DELIVERY_CELLS_SCHEMA, orient="row"),
+    )  # fmt: skip
+    return topics.find(Scene(evidence, NOON + timedelta(minutes=MINUTES), InsightConfig()))
+
+
+def test_nothing_is_told_of_a_topic_as_usual() -> None:
+    assert found(0.0, 0.0) == []
+
+
+def test_late_deliveries_are_told_with_intervals_and_a_test() -> None:
+    (lag,) = found(0.7, 0.0)
+    assert (lag.kind, lag.place.destination) == ("delivery_lag", "orders")
+    assert (lag.effect.ratio_low or 0) <= lag.effect.ratio <= (lag.effect.ratio_high or 0)
+    assert lag.effect.ratio > 5
+    assert "log-rank" in lag.confidence.test
+    assert (lag.confidence.p or 0.0) < 1e-6
+    assert "one in 20 longer than" in lag.sentence
+
+
+def test_lost_deliveries_are_a_share_of_all_that_were_due() -> None:
+    (lost,) = found(0.0, 0.2)
+    assert (lost.kind, lost.effect.measure) == ("lost_deliveries", "undelivered_share")
+    assert lost.effect.value == pytest.approx(0.2, abs=0.02)
+    assert (lost.effect.ratio_low or 0) < lost.effect.ratio < (lost.effect.ratio_high or 0)
+
+
+def test_what_is_not_delivered_yet_counts_as_late_and_is_not_left_out() -> None:
+    """A third is lost and a third late: the median of what came is as before, that of all deliveries is not."""
+    told = {one.kind: one for one in found(1 / 3, 1 / 3)}
+    assert told["delivery_lag"].effect.ratio > 5
+    assert "nothing is known yet" in told["delivery_lag"].sentence
