@@ -14,8 +14,13 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 START_SECONDS = 20.0
+
+# How long an example takes says more about the machine than about the code.
+settings.register_profile("unhurried", settings.get_profile(settings.get_current_profile_name()), deadline=None)
+settings.load_profile("unhurried")
 
 
 @contextmanager

@@ -10,11 +10,12 @@ import polars as pl
 import pytest
 
 from analytics.insight import topics
-from analytics.insight.evidence import Evidence, Grain
+from analytics.insight.evidence import BASE, COUNTS, Evidence
 from analytics.insight.finding import Finding
 from analytics.insight.scene import Scene
 from analytics.insight.traced import DELIVERIES_SCHEMA, DELIVERY_CELLS_SCHEMA
 from collector.config import InsightConfig
+from tests.reference.grains import grain_of
 
 NOON = datetime(2026, 3, 1, 12, tzinfo=UTC)
 MINUTES, BEGIN, MESSAGES = 60, 50, 400
@@ -34,9 +35,9 @@ def found(late: float, lost: float) -> list[Finding]:
         counts.append((time, "north", "a", "orders", MESSAGES, due - gone))
         cells += [(time, "north", "a", "orders", USUAL_CELL + i, int(n)) for i, n in enumerate(usual) if n]
         cells += [(time, "north", "a", "orders", LATE_CELL, held)] if held else []
-    base = Grain.of_counts(("region",), pl.DataFrame({"minute": [NOON.replace(tzinfo=None)], "region": ["north"],
-        **{name: [1] for name in ("count", "errors", "hits", "misses", "busy_ns", "unknown_weight_count")}},
-        schema_overrides={"minute": pl.Datetime("us")}), None)  # fmt: skip
+    first = {"minute": [NOON.replace(tzinfo=None)]}
+    first |= {**{name: ["north"] for name in BASE}, **{name: [1] for name in COUNTS}}
+    base = grain_of(BASE, pl.DataFrame(first))
     evidence = replace(
         Evidence.empty(), base=base, deliveries=pl.DataFrame(counts, schema=DELIVERIES_SCHEMA, orient="row"),
         delivery_cells=pl.DataFrame(cells, schema=DELIVERY_CELLS_SCHEMA, orient="row"),

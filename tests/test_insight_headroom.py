@@ -13,9 +13,10 @@ from hypothesis import strategies as st
 
 from analytics.buckets import LOG_GAMMA
 from analytics.insight import headroom
-from analytics.insight.evidence import BUCKETS_PER_CELL, COUNTS, Evidence, Grain
+from analytics.insight.evidence import BUCKETS_PER_CELL, COUNTS, Evidence
 from analytics.insight.scene import Scene
 from collector.config import InsightConfig
+from tests.reference.grains import grain_of
 
 NOON = datetime(2026, 3, 1, 12, tzinfo=UTC)
 MINUTES = 100
@@ -82,7 +83,7 @@ def scene(utilisation: float) -> Scene:
         )
         for data, more in ((rows, COUNTS), (cells, ("cell", "spans")))
     )
-    evidence = replace(Evidence.empty(), base=Grain.of_counts(tuple(names), counts, spread))
+    evidence = replace(Evidence.empty(), base=grain_of(tuple(names), counts, spread))
     return Scene(evidence, NOON + timedelta(minutes=MINUTES), InsightConfig())
 
 

@@ -13,10 +13,11 @@ from hypothesis import strategies as st
 
 from analytics.insight import blast, reach
 from analytics.insight.engine import findings
-from analytics.insight.evidence import COUNTS, Evidence, Grain
+from analytics.insight.evidence import COUNTS, Evidence
 from analytics.insight.finding import Confidence, Effect, Finding, Place
 from analytics.insight.scene import Scene
 from collector.config import InsightConfig
+from tests.reference.grains import grain_of
 
 NOON = datetime(2026, 3, 1, 12, tzinfo=UTC)
 MINUTES, BEGIN = 70, 64
@@ -41,7 +42,7 @@ def evidence(hurt: dict[tuple[str, str], float], tenants: int = 40, seed: int = 
                 rows.append((time, *keys, count, errors, 0, 0, count * 1000, 0))
     names = ["minute", "region", "tenant", "service_name", "component", "operation", "kind", *COUNTS]
     frame = pl.DataFrame(rows, schema=names, orient="row").with_columns(pl.col("minute").cast(pl.Datetime("us")))
-    return replace(Evidence.empty(), base=Grain.of_counts(tuple(names[1:7]), frame, None))
+    return replace(Evidence.empty(), base=grain_of(tuple(names[1:7]), frame))
 
 
 def errors_found(known: Evidence) -> Finding:

@@ -12,10 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from analytics.insight import regions
-from analytics.insight.evidence import COUNTS, Evidence, Grain
+from analytics.insight.evidence import COUNTS, Evidence
 from analytics.insight.finding import Confidence, Effect, Finding, Place
 from analytics.insight.scene import Scene
 from collector.config import InsightConfig
+from tests.reference.grains import grain_of
 
 NOON = datetime(2026, 3, 1, 12, tzinfo=UTC)
 MINUTES, BEGIN = 40, 30
@@ -47,7 +48,7 @@ def scene(north: float = 1.0, south: float = 1.0, longer: int = 0) -> Scene:
         )
         for data, names in ((rows, COUNTS), (cells, ("cell", "spans")))
     ]
-    evidence = replace(Evidence.empty(), base=Grain.of_counts(tuple(KEYS), frames[0], frames[1]))
+    evidence = replace(Evidence.empty(), base=grain_of(tuple(KEYS), frames[0], frames[1]))
     return Scene(evidence, NOON + timedelta(minutes=MINUTES), InsightConfig())
 
 

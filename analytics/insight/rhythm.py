@@ -12,7 +12,6 @@ from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
-import duckdb
 import polars as pl
 
 from analytics.change import INSUFFICIENT, duration
@@ -128,10 +127,12 @@ def of_reader(reader: Reader, config: InsightConfig, within: Values | None = Non
         }
         key = (figure, window.start, window.minutes.bit_length(), str(asked))
         if key not in known:
-            try:
-                known[key] = compared(reader, window, (), dimension_set, asked, config.volume_min, (figure,))
-            except duckdb.CatalogException:
-                known[key] = COMPARED_SCHEMA.to_frame()
+            there = all(reader.has(table) for table, _ in dimension_set.tables)
+            known[key] = (
+                compared(reader, window, (), dimension_set, asked, config.volume_min, (figure,))
+                if there
+                else COMPARED_SCHEMA.to_frame()
+            )
         return known[key]
 
     return past
