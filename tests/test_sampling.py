@@ -7,12 +7,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import duckdb
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -21,7 +23,7 @@ from analytics import jobs
 from benchmarks.rollup import spans
 from collector.config import Config, QueryConfig, RetentionConfig, SamplingConfig, StorageConfig
 from collector.decode.sampling import sample_weights
-from collector.lake import decisions, maintain, retention, sampling
+from collector.lake import decisions, maintain, retention, sampling, segments
 from collector.lake.lake import Lake, Transaction
 from collector.lake.location import locate
 from collector.lake.retention import DAY_NS
@@ -235,6 +237,20 @@ def test_rollups_and_trace_tables_do_not_change_and_jobs_see_nothing(lake: Lake)
     assert sampling.apply(lake, PLAIN).spans == 1000
 
 
+def test_all_columns_of_what_is_kept_are_as_they_were_over_many_blocks(
+    lake: Lake, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(decisions, "BLOCK_ROWS", 2048)
+    store(lake, table(20_000, 1))
+    before = rows(lake, "FROM spans ORDER BY ALL")
+    assert sampling.apply(lake, PLAIN.model_copy(update={"share": 1.0})).kept_spans == 20_000
+    assert rows(lake, "FROM sampled_spans ORDER BY ALL") == before
+    (path,) = (lake.location.files / "main" / "sampled_spans").iterdir()
+    tenants = pq.read_table(path, columns=["tenant"]).column("tenant").to_pylist()
+    runs = 1 + sum(after < earlier for earlier, after in pairwise(tenants))
+    assert 5 < runs <= 10
+
+
 class _KilledError(Exception):
     pass
 
@@ -247,7 +263,7 @@ def test_killed_at_any_step_it_is_done_once(lake: Lake, step: str, monkeypatch: 
         raise _KilledError
 
     targets: dict[str, tuple[object, str]] = {
-        "decide": (sampling, "decide"), "settle": (sampling, "settle"), "add_files": (Transaction, "add_files"),
+        "decide": (sampling, "decide"), "settle": (segments, "_settle"), "add_files": (Transaction, "add_files"),
         "delete": (retention, "delete_files"), "insert": (Transaction, "insert"), "commit": (sampling, "_row"),
     }  # fmt: skip
     with monkeypatch.context() as patched:

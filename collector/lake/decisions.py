@@ -12,14 +12,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from collector.config import SamplingConfig
 from collector.lake.engine import literal
 from collector.lake.lake import Reader
+from collector.lake.order import by_tenant_and_time
 from collector.lake.retention import SPANS, DataFile
+from collector.lake.rewrite import BLOCK_ROWS, ROWS_PER_GROUP, conformed
+from collector.lake.segments import new_file
+from collector.spans import SPAN_SCHEMA
 
 HOUR_NS = 3600 * 10**9
 OPERATIONS_PER_SERVICE_MAX = 1000
@@ -93,8 +99,8 @@ class Decided:
     """What was decided about some files. `weight` sums `sample_weight`, or 1 where it is unknown.
 
     Traces are counted where they are decided: for the first reason that keeps them, of error, slow, rare and share.
-    `carried` (trace_id, factor, until) has those that go on in other files; `operations` (day, tenant, service_name,
-    operation, spans) what rare operations are told by.
+    `kept_file` holds what is kept, None where nothing is. `carried` (trace_id, factor, until) has those that go on in
+    other files; `operations` (day, tenant, service_name, operation, spans) what rare operations are told by.
     """
 
     spans: int
@@ -107,14 +113,15 @@ class Decided:
     rare_traces: int
     share_traces: int
     oldest_ns: int
+    kept_file: Path | None
     carried: pa.Table
     operations: pa.Table
 
 
-def decide(reader: Reader, files: Sequence[DataFile], config: SamplingConfig, output: Path) -> Decided:
-    """Decide about the spans of `files` and write those that are kept to `output`, as Parquet in the order of segments.
+def decide(reader: Reader, files: Sequence[DataFile], config: SamplingConfig, folder: Path) -> Decided:
+    """Decide about the spans of `files` and write those that are kept to a new file of `folder`.
 
-    Holds of each span a few columns. Raises duckdb.Error.
+    Holds of each span a few columns, and whole a block of those that are kept. Raises duckdb.Error and OSError.
     """
     newest_ns = max(file.newest_ns or 0 for file in files)
     until_ns = newest_ns + int(config.late_hours * HOUR_NS)
@@ -122,14 +129,16 @@ def decide(reader: Reader, files: Sequence[DataFile], config: SamplingConfig, ou
     _look(reader, chosen, newest_ns, until_ns)
     reader.rows(_OPERATIONS_SQL, {"rare_spans": config.rare_spans})
     reader.rows(_DECISIONS_SQL, {"slow_quantile": config.slow_quantile, "share": config.share})
-    _write(reader, f"{chosen} AND received_at <= make_timestamp_ns({newest_ns})", output)
-    kept_spans, kept_weight = _sums(reader, f"read_parquet({literal(str(output))})")
-    spans, weight = _sums(reader, f"{SPANS} WHERE {chosen} AND received_at <= make_timestamp_ns({newest_ns})")
+    here = f"{chosen} AND received_at <= make_timestamp_ns({newest_ns})"
+    spans, weight = reader.row(
+        f"SELECT count(*), COALESCE(sum(COALESCE(sample_weight, 1)), 0) FROM {SPANS} WHERE {here}"
+    )
     traces, error_traces, slow_traces, rare_traces, share_traces = reader.row(_COUNTS_SQL)
     (oldest_ns,) = reader.row("SELECT epoch_ns(min(received_at)) FROM looked_at WHERE is_sampled")
+    kept_file, kept_spans, kept_weight = _write(reader, here, folder)
     return Decided(
-        spans=spans,
-        weight=weight,
+        spans=int(spans),
+        weight=float(weight),
         kept_spans=kept_spans,
         kept_weight=kept_weight,
         traces=traces,
@@ -138,6 +147,7 @@ def decide(reader: Reader, files: Sequence[DataFile], config: SamplingConfig, ou
         rare_traces=rare_traces,
         share_traces=share_traces,
         oldest_ns=oldest_ns,
+        kept_file=kept_file,
         carried=reader.arrow(
             "SELECT trace_id, factor, make_timestamp_ns(?) AS until FROM decisions WHERE has_more", [until_ns]
         ),
@@ -157,19 +167,27 @@ def _look(reader: Reader, chosen: str, newest_ns: int, until_ns: int) -> None:
     )
 
 
-def _write(reader: Reader, chosen: str, output: Path) -> None:
-    """What a kept span stands for is in `sample_weight` and, as OpenTelemetry has it, in `trace_state`."""
-    reader.rows(
-        "COPY (SELECT * EXCLUDE (factor, weight) REPLACE ("
+def _write(reader: Reader, chosen: str, folder: Path) -> tuple[Path | None, int, float]:
+    """The file of what is kept, sorted in blocks, its spans and the sum of their weights.
+
+    What a kept span stands for is in `sample_weight` and, as OpenTelemetry has it, in `trace_state`.
+    """
+    kept = reader.batches(
+        "SELECT * EXCLUDE (factor, weight) REPLACE ("
         "CASE WHEN factor > 1 THEN weight ELSE sample_weight END AS sample_weight, "
         f"CASE WHEN factor > 1 THEN {_TRACE_STATE} ELSE trace_state END AS trace_state) "
         "FROM (SELECT spans.*, factor, COALESCE(sample_weight, 1) * factor AS weight "
-        f"FROM {SPANS} JOIN decisions USING (trace_id) WHERE {chosen} AND factor > 0) "
-        f"ORDER BY tenant, start_time) TO {literal(str(output))} "
-        "(FORMAT parquet, COMPRESSION zstd, COMPRESSION_LEVEL 1, PARQUET_VERSION v2, ROW_GROUP_SIZE 20480)"
+        f"FROM {SPANS} JOIN decisions USING (trace_id) WHERE {chosen} AND factor > 0)",
+        rows=BLOCK_ROWS,
     )
-
-
-def _sums(reader: Reader, source: str) -> tuple[int, float]:
-    spans, weight = reader.row(f"SELECT count(*), COALESCE(sum(COALESCE(sample_weight, 1)), 0) FROM {source}")
-    return int(spans), float(weight)
+    blocks = (by_tenant_and_time(conformed(pa.Table.from_batches([batch]), SPAN_SCHEMA)) for batch in kept)
+    first = next(blocks, None)
+    if first is None:
+        return None, 0, 0.0
+    spans, weight = 0, 0.0
+    with new_file(folder, "sampled", first, ROWS_PER_GROUP) as new:
+        for block in chain([first], blocks):
+            new.writer.write_table(block, row_group_size=ROWS_PER_GROUP)
+            spans += block.num_rows
+            weight += pc.sum(pc.fill_null(block.column("sample_weight"), 1.0), min_count=0).as_py()
+    return new.path, spans, weight

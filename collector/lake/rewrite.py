@@ -93,11 +93,9 @@ def _row_groups(file: File, path: Path, schema: pa.Schema) -> Iterator[tuple[pa.
             table = source.read_row_group(number, use_threads=False)
             internal = {SNAPSHOT_ID: np.full(table.num_rows, file.begin_snapshot), ROW_ID: _range(row, table.num_rows)}
             row += table.num_rows
-            columns = [
-                _conformed(table.column(name) if name in table.column_names else pa.array(internal[name]), wanted)
-                for name, wanted in zip(schema.names, schema.types, strict=True)
-            ]
-            yield pa.table(columns, schema=schema), metadata.row_group(number).total_byte_size
+            for name in set(schema.names) - set(table.column_names):
+                table = table.append_column(name, pa.array(internal[name]))
+            yield conformed(table, schema), metadata.row_group(number).total_byte_size
 
 
 def _range(start: int, count: int) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
@@ -116,7 +114,13 @@ def _dictionary_columns(metadata: pq.FileMetaData) -> set[str]:
     return {chunk.path_in_schema for chunk in chunks} - other
 
 
-def _conformed(column: pa.ChunkedArray | pa.Array, wanted: pa.DataType) -> pa.ChunkedArray | pa.Array:
+def conformed(table: pa.Table, schema: pa.Schema) -> pa.Table:
+    """The columns of `schema`, in its order and types; texts become dictionaries where it has them."""
+    columns = [_cast(table.column(name), wanted) for name, wanted in zip(schema.names, schema.types, strict=True)]
+    return pa.table(columns, schema=schema)
+
+
+def _cast(column: pa.ChunkedArray, wanted: pa.DataType) -> pa.ChunkedArray:
     if pa.types.is_dictionary(wanted) and not pa.types.is_dictionary(column.type):
         column = column.dictionary_encode()
     return column if column.type == wanted else column.cast(wanted)

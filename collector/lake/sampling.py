@@ -11,7 +11,6 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -21,7 +20,6 @@ from collector.lake import maintain, retention
 from collector.lake.decisions import HOUR_NS, Decided, decide
 from collector.lake.lake import Lake, Reader, Transaction
 from collector.lake.retention import DAY_NS, SAMPLED, SPANS, DataFile
-from collector.lake.segments import new_segment, settle
 
 SPANS_PER_BITE_MAX = 500_000
 STEPS_KEPT_DAYS = 90
@@ -142,33 +140,27 @@ def _last_step(reader: Reader) -> int:
 
 def _sample(lake: Lake, bite: _Bite, config: SamplingConfig, now: float | None) -> bool:
     """Sample a bite; False where its files were merged, removed or sampled meanwhile."""
-    temporary, final = new_segment(lake.location.files / "main" / SAMPLED)
-    try:
-        with lake.read() as reader:
-            decided = decide(reader, bite.files, config, temporary)
-        settle(temporary, final)
-        with lake.write() as transaction:
-            due_now = {file.path for file in _due(lake, transaction, config, now)}
-            if _last_step(transaction) != bite.step or not due_now.issuperset(file.path for file in bite.files):
-                final.unlink()
-                return False
-            _commit(transaction, bite, decided, final)
-        if not decided.kept_spans:
-            final.unlink()
-    finally:
-        temporary.unlink(missing_ok=True)
+    with lake.read() as reader:
+        decided = decide(reader, bite.files, config, lake.location.files / "main" / SAMPLED)
+    with lake.write() as transaction:
+        due_now = {file.path for file in _due(lake, transaction, config, now)}
+        if _last_step(transaction) != bite.step or not due_now.issuperset(file.path for file in bite.files):
+            if decided.kept_file:
+                decided.kept_file.unlink()
+            return False
+        _commit(transaction, bite, decided)
     return True
 
 
-def _commit(transaction: Transaction, bite: _Bite, decided: Decided, kept: Path) -> None:
-    if decided.kept_spans:
-        transaction.add_files(SAMPLED, [kept])
+def _commit(transaction: Transaction, bite: _Bite, decided: Decided) -> None:
+    if decided.kept_file:
+        transaction.add_files(SAMPLED, [decided.kept_file])
     retention.delete_files(transaction, SPANS, bite.files)
     _forget(transaction, decided.oldest_ns)
     for table, rows in (("sampling_traces", decided.carried), ("sampling_operations", decided.operations)):
         if rows.num_rows:
             transaction.insert(table, rows)
-    transaction.insert("samplings", _row(bite, decided, kept.stat().st_size))
+    transaction.insert("samplings", _row(bite, decided))
 
 
 def _forget(transaction: Transaction, oldest_ns: int) -> None:
@@ -180,7 +172,7 @@ def _forget(transaction: Transaction, oldest_ns: int) -> None:
     transaction.execute(f"DELETE FROM samplings WHERE sampled_at < ago('{STEPS_KEPT_DAYS} days')")
 
 
-def _row(bite: _Bite, decided: Decided, kept_bytes: int) -> pa.Table:
+def _row(bite: _Bite, decided: Decided) -> pa.Table:
     newest_ns = max(file.newest_ns or 0 for file in bite.files)
     sums = {name: getattr(decided, name) for name in Sampled.__dataclass_fields__ if hasattr(decided, name)}
     found: dict[str, Any] = sums | {
@@ -188,7 +180,7 @@ def _row(bite: _Bite, decided: Decided, kept_bytes: int) -> pa.Table:
         "sampled_at": datetime.now(UTC).replace(tzinfo=None),
         "files": len(bite.files),
         "bytes": sum(file.size_bytes for file in bite.files),
-        "kept_bytes": kept_bytes if decided.kept_spans else 0,
+        "kept_bytes": decided.kept_file.stat().st_size if decided.kept_file else 0,
         "newest": datetime.fromtimestamp(newest_ns / 1e9, UTC).replace(tzinfo=None),
     }
     return pa.Table.from_pylist([found])

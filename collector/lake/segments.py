@@ -47,7 +47,7 @@ def new_file(folder: Path, prefix: str, first: pa.Table, rows_per_group: int) ->
     `first` is the first of what is to be written, from which the size of Bloom filters is taken. Raises OSError.
     """
     schema = first.schema
-    temporary, final = new_segment(folder, prefix)
+    temporary, final = _new_segment(folder, prefix)
     try:
         with (
             temporary.open("wb") as file,
@@ -63,20 +63,20 @@ def new_file(folder: Path, prefix: str, first: pa.Table, rows_per_group: int) ->
             ) as writer,
         ):
             yield NewFile(final, writer)
-        settle(temporary, final)
+        _settle(temporary, final)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
 
 
-def new_segment(folder: Path, prefix: str = "segment") -> tuple[Path, Path]:
+def _new_segment(folder: Path, prefix: str = "segment") -> tuple[Path, Path]:
     """A temporary and a final path for a new file of `folder`, which is made."""
     folder.mkdir(parents=True, exist_ok=True)
     final = folder / f"{prefix}-{uuid.uuid4().hex}.parquet"
     return final.with_suffix(TEMPORARY_SUFFIX), final
 
 
-def settle(temporary: Path, final: Path) -> None:
+def _settle(temporary: Path, final: Path) -> None:
     """Bring a whole file to disk, then its final name. Raises OSError."""
     _sync(temporary)
     temporary.rename(final)
