@@ -6,7 +6,7 @@ import logging
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 import duckdb
 
@@ -133,7 +133,7 @@ def _keep_findings(lake: Lake, config: Config, stop: threading.Event) -> None:
     except SpanlakeError as error:
         log.error("there will be no findings: %s", error)  # noqa: TRY400 - the message says it all
         return
-    _repeat(lambda: insight.step(datetime.now(UTC)), _INSIGHT_LOOK_SECONDS, stop)
+    _repeat(lambda: insight.step(datetime.now(UTC), seen_until), _INSIGHT_LOOK_SECONDS, stop)
 
 
 def _repeat(step: Callable[[], object], interval_seconds: float, stop: threading.Event) -> None:
@@ -173,6 +173,14 @@ def insight_lag(reader: Reader) -> JobLag:
         [judged],
     )
     return JobLag(marks.JOB, position, reader.snapshot_id(), int(spans), float(seconds))
+
+
+def seen_until(reader: Reader, now: datetime) -> datetime:
+    """Up to when (aware) all that had come is in the rollups, and in the tables of traces where these are kept."""
+    lags = lag(reader)
+    if reader.position(TRACES) is not None:
+        lags.append(trace_lag(reader))
+    return now - timedelta(seconds=max(one.seconds_behind for one in lags))
 
 
 def _behind(reader: Reader, position: int | None) -> tuple[int, float]:

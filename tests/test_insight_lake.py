@@ -168,6 +168,21 @@ def test_the_job_judges_each_minute_once(lake: Lake) -> None:
     assert {state for _, _, state, _ in rows[1:]} == {"ongoing"}
 
 
+def test_a_minute_is_not_judged_before_the_other_jobs_have_seen_it(lake: Lake) -> None:
+    told: list[datetime] = []
+    minute = NOON + timedelta(minutes=BEGIN + 9)
+    job = InsightJob(lake, InsightConfig(), lambda _, minute: told.append(minute))
+    late = minute + timedelta(minutes=5)
+    job.step(late, lambda _reader, _now: minute - MINUTE + timedelta(seconds=9))
+    assert told.pop() == minute - 2 * MINUTE
+    told.clear()
+    job.step(late, lambda _reader, _now: minute + timedelta(seconds=9))
+    job.step(late, lambda _reader, _now: minute + timedelta(seconds=9))
+    assert told == [minute - MINUTE]
+    job.step(late, lambda _reader, _now: minute + timedelta(seconds=10))
+    assert told == [minute - MINUTE, minute]
+
+
 def run(config: Config, *arguments: str) -> Any:
     return CliRunner().invoke(spanlake, [*arguments, "--data", config.storage.data])
 

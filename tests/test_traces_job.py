@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime
 from itertools import pairwise
 from pathlib import Path
 
@@ -246,9 +247,12 @@ def test_a_trace_that_is_too_large_counts_in_pieces(
 def test_one_run_brings_rollups_and_traces_up_to_date_and_status_shows_both(lake: Lake, simulated: pa.Table) -> None:
     add(lake, simulated.slice(0, 500))
     assert {name: done.spans for name, done in jobs.run_once(lake, Config()).jobs.items()} == {"rollup": 500, JOB: 500}
+    added = datetime.now(UTC)
     add(lake, simulated.slice(500, 200))
     with lake.read() as reader:
         lags = {lag.job: lag.spans_behind for lag in (*jobs.lag(reader), jobs.trace_lag(reader))}
+        now = datetime.now(UTC)
+        assert added <= jobs.seen_until(reader, now) < now
     assert lags == {"rollup": 200, JOB: 200}
 
 

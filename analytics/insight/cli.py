@@ -92,10 +92,14 @@ def _asked(data: str | None, config_file: str | None, window: str, until: str | 
 
 
 def _end(lake: Lake, until: str | None) -> datetime:
-    """The time asked for; else now, or the end of the newest data where that is older than a few minutes."""
+    """The time asked for; else the end of the newest minute that is in the tables as a whole, or of the newest data
+    where that is older than a few minutes.
+    """
     from datetime import UTC, timedelta
 
+    from analytics.insight.job import complete
     from analytics.insight.loading import newest
+    from analytics.jobs import seen_until
 
     if until is not None:
         try:
@@ -105,9 +109,10 @@ def _end(lake: Lake, until: str | None) -> datetime:
         return (time.replace(tzinfo=UTC) if time.tzinfo is None else time.astimezone(UTC)).replace(
             second=0, microsecond=0
         )
+    now = datetime.now(UTC)
     with lake.read() as reader:
         last = newest(reader)
-    now = datetime.now(UTC).replace(second=0, microsecond=0)
+        end = complete(now, seen_until(reader, now) if last else now)
     if last is None:
         raise click.ClickException(
             "there are no rollups in the lake yet; expected spans, rolled up by `spanlake analyze`"
@@ -115,7 +120,7 @@ def _end(lake: Lake, until: str | None) -> datetime:
     if now - last > timedelta(minutes=5):
         click.echo(f"the newest data is of {last:%Y-%m-%d %H:%M} UTC: looking at the time up to then", err=True)
         return last
-    return now
+    return end
 
 
 def _written(found: Sequence[Finding], end: datetime, format_: str) -> str:

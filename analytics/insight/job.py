@@ -1,9 +1,10 @@
 """The job of insight: each whole minute once into table `findings`, and told to whom it concerns.
 
-Its mark in table `progress` is a minute (since the Unix epoch), not a snapshot: a minute is judged once, GRACE after
-its end, when exporters, seal and rollup have had their time; spans that come later still count as history. Rows and
-mark are committed together. What was seen before is kept in memory, so that a minute costs one minute of reading;
-after a start the last minutes are looked at again without being written.
+Its mark in table `progress` is a minute (since the Unix epoch), not a snapshot: a minute is judged once, when the
+exporters have had their time and the other jobs have seen what came up to then (`complete`): half a minute would look
+like a loss. Spans that come later still count as history. Rows and mark are committed together. What was seen before
+is kept in memory, so that a minute costs one minute of reading; after a start the last minutes are looked at again
+without being written.
 """
 
 from __future__ import annotations
@@ -22,16 +23,25 @@ from analytics.insight.loading import load, newest
 from analytics.insight.rhythm import of_reader
 from analytics.window import MINUTE
 from collector.config import InsightConfig
-from collector.lake.lake import Lake, StaleProgressError
+from collector.lake.lake import Lake, Reader, StaleProgressError
 
 log = logging.getLogger(__name__)
 
 TABLE = "findings"
 GRACE = timedelta(seconds=15)
+_EXPORTED = timedelta(seconds=10)
+"""Exporters keep spans for 5 s as a rule, and a seal takes one or two."""
 _CAUGHT_UP_MINUTES_MAX = 10
 _REREAD_MINUTES = 3
 _WARM_UP_MINUTES = 4
+Seen = Callable[[Reader, datetime], datetime]
+"""Up to when all that had come is in the tables that findings are made of (`analytics.jobs.seen_until`)."""
 Tell = Callable[[list[Finding], datetime], None]
+
+
+def complete(now: datetime, seen: datetime) -> datetime:
+    """The end of the newest minute whose spans are all there (aware), as far as can be told at `now`."""
+    return min(now - GRACE, seen - _EXPORTED).astimezone(UTC).replace(second=0, microsecond=0)
 
 
 class InsightJob:
@@ -45,16 +55,19 @@ class InsightJob:
         self._evidence = Evidence.empty()
         self._known_until: datetime | None = None
 
-    def step(self, now: datetime) -> int:
-        """Judge the minutes that ended GRACE before `now` (aware) and were not judged yet; returns how many.
+    def step(self, now: datetime, seen_until: Seen = lambda _, now: now) -> int:
+        """Judge the minutes that are complete at `now` (aware) and were not judged yet; returns how many.
 
         After a pause only the last _CAUGHT_UP_MINUTES_MAX are. Raises duckdb.Error where the lake cannot be used.
         """
-        due = (now.astimezone(UTC) - GRACE).replace(second=0, microsecond=0)
+        due = complete(now, now + GRACE)
         with self._lake.read() as reader:
             position, last = reader.position(marks.JOB), newest(reader)
-        if last is None or (position is not None and marks.time(position) >= due):
-            return 0
+            if last is None or (position is not None and marks.time(position) >= due):
+                return 0
+            due = complete(now, seen_until(reader, now))
+            if position is not None and marks.time(position) >= due:
+                return 0
         first = due if position is None else max(marks.time(position) + MINUTE, due - _CAUGHT_UP_MINUTES_MAX * MINUTE)
         if self._known_until is None:
             self._warm_up(first)
