@@ -1,13 +1,16 @@
 """Merges data files of `spans` into one, sorted, while others write to the lake: the lock is held for the swap alone.
 
 The new file has what DuckLake's own merge writes: the columns by their field ids, and with each row the snapshot that
-inserted it, by which time travel, insertions and the rollups go. It is sorted in blocks of BLOCK_ROWS (order.py), so
-memory is bounded by a block, and a file of many is a series of sorted runs, one after the other in time.
+inserted it, by which time travel, insertions and the rollups go. It is a series of sorted runs (order.py), one after the
+other in time. Files of long runs are joined as they are (splice.py); others are sorted anew in blocks of BLOCK_ROWS, so
+that memory is bounded by a block.
 """
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from itertools import chain, pairwise
 from pathlib import Path
 
@@ -17,12 +20,16 @@ import pyarrow.parquet as pq
 
 from collector.lake.order import by_tenant_and_time
 from collector.lake.segments import new_file
+from collector.lake.splice import Source, is_alike, rows_by_group, source_of, write_spliced
 from collector.lake.tiers import File
 
 ROWS_PER_GROUP = 32_768
 BLOCK_ROWS = 3 * ROWS_PER_GROUP
+COPIED_ROWS_MIN = BLOCK_ROWS // 2
+"""Of a file, on average: shorter runs of sorted spans would leave each tenant in every row group."""
 BLOCK_BYTES = 64 * 2**20
 """Of values as they are encoded before compression."""
+PREFIX = "merged"
 SNAPSHOT_ID = "_ducklake_internal_snapshot_id"
 ROW_ID = "_ducklake_internal_row_id"
 # Reserved by DuckLake, after Iceberg's _last_updated_sequence_number and _row_id.
@@ -45,13 +52,53 @@ def write_merged(files: Sequence[File], folder: Path, schema: pa.Schema) -> tupl
     names = [SNAPSHOT_ID, ROW_ID] if with_row_ids else [SNAPSHOT_ID]
     for name in names:
         schema = schema.append(field(name, pa.int64(), True, _INTERNAL_FIELD_IDS[name]))
+    path = _spliced(files, paths, folder, schema) or _sorted_anew(files, paths, folder, schema)
+    return path, with_row_ids
+
+
+def _sorted_anew(files: Sequence[File], paths: Sequence[Path], folder: Path, schema: pa.Schema) -> Path:
     groups = chain.from_iterable(_row_groups(*each, schema) for each in zip(files, paths, strict=True))
     blocks = (by_tenant_and_time(pa.concat_tables(block)) for block in _blocks(groups))
     first = next(blocks)
-    with new_file(folder, "merged", first, ROWS_PER_GROUP) as new:
+    with new_file(folder, PREFIX, first, ROWS_PER_GROUP) as new:
         for block in chain([first], blocks):
             new.writer.write_table(block, row_group_size=ROWS_PER_GROUP)
-    return new.path, with_row_ids
+    return new.path
+
+
+def _spliced(files: Sequence[File], paths: Sequence[Path], folder: Path, schema: pa.Schema) -> Path | None:
+    """The files' row groups as they are, in a new one; None where they are too small, or not alike."""
+    if sum(file.rows for file in files) < COPIED_ROWS_MIN * len(files):
+        return None
+    with ExitStack() as stack:
+        sources = [source_of(stack.enter_context(path.open("rb"))) for path in paths]
+        rows = [rows_by_group(source) for source in sources]
+        has_small_groups = sum(map(sum, rows)) < ROWS_PER_GROUP // 2 * sum(map(len, rows))
+        if has_small_groups or not all(is_alike(source, schema) for source in sources):
+            return None
+        return write_spliced(sources, _internal_columns(files, rows, schema), folder, PREFIX, schema)
+
+
+def _internal_columns(files: Sequence[File], rows: Sequence[Sequence[int]], schema: pa.Schema) -> Source:
+    """What DuckLake's merges add to the rows of files, in a file of its own, by the numbers of rows in their groups."""
+    internal = pa.schema([column for column in schema if column.name in _INTERNAL_FIELD_IDS])
+    content = io.BytesIO()
+    with pq.ParquetWriter(content, internal, compression="zstd", store_schema=False) as writer:
+        for file, counts in zip(files, rows, strict=True):
+            row = file.row_id_start or 0
+            for count in counts:
+                columns = _internal(file, row, count)
+                writer.write_table(pa.table([columns[name] for name in internal.names], schema=internal))
+                row += count
+    return source_of(content)
+
+
+def _internal(file: File, row: int, count: int) -> dict[str, pa.Array]:
+    """The internal columns of `count` rows of a file, the first of which has the id `row`."""
+    return {
+        SNAPSHOT_ID: pa.array(np.full(count, file.begin_snapshot)),
+        ROW_ID: pa.array(np.arange(row, row + count, dtype=np.int64)),
+    }
 
 
 def _follow(files: Sequence[File]) -> bool:
@@ -91,17 +138,13 @@ def _row_groups(file: File, path: Path, schema: pa.Schema) -> Iterator[tuple[pa.
     with pq.ParquetFile(path, read_dictionary=[name for name in labels if name in encoded]) as source:
         for number in range(metadata.num_row_groups):
             table = source.read_row_group(number, use_threads=False)
-            internal = {SNAPSHOT_ID: np.full(table.num_rows, file.begin_snapshot), ROW_ID: _range(row, table.num_rows)}
+            internal = _internal(file, row, table.num_rows)
             row += table.num_rows
             columns = [
-                _conformed(table.column(name) if name in table.column_names else pa.array(internal[name]), wanted)
+                _conformed(table.column(name) if name in table.column_names else internal[name], wanted)
                 for name, wanted in zip(schema.names, schema.types, strict=True)
             ]
             yield pa.table(columns, schema=schema), metadata.row_group(number).total_byte_size
-
-
-def _range(start: int, count: int) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
-    return np.arange(start, start + count, dtype=np.int64)
 
 
 def _dictionary_columns(metadata: pq.FileMetaData) -> set[str]:
