@@ -17,7 +17,7 @@ from collector.telemetry.traces import Tracing
 
 log = logging.getLogger(__name__)
 
-_CLEAN_EVERY_ROUNDS = 30
+_CLEAN_EVERY_ROUNDS = 10
 
 
 class Maintenance:

@@ -1,4 +1,4 @@
-"""Apache Thrift's compact protocol, in which the footers of Parquet files are written: any struct, read and written back.
+"""Apache Thrift's compact protocol, in which the footers of Parquet files are written: reads and writes any struct.
 
 After the protocol's specification (https://github.com/apache/thrift/blob/master/doc/specs/thrift-compact-protocol.md),
 without maps, of which Parquet has none.
@@ -7,9 +7,11 @@ without maps, of which Parquet has none.
 from __future__ import annotations
 
 import struct
+from collections.abc import Callable
 from typing import Any
 
-TRUE, FALSE, BYTE, I16, I32, I64, DOUBLE, BINARY, LIST, SET, _MAP, STRUCT = range(1, 13)
+TRUE, FALSE, BYTE, I16, I32, I64, DOUBLE, BINARY, LIST, SET = range(1, 11)
+STRUCT = 12
 """The types of fields; of a boolean, the value as well."""
 
 Struct = dict[int, tuple[int, Any]]
@@ -39,6 +41,16 @@ class _Reader:
     def __init__(self, data: bytes) -> None:
         self._data = data
         self._at = 0
+        self._read: dict[int, Callable[[], Any]] = {
+            TRUE: lambda: True,
+            FALSE: lambda: False,
+            BYTE: self._byte,
+            **dict.fromkeys((I16, I32, I64), self._zigzag),
+            DOUBLE: lambda: struct.unpack("<d", self._take(8))[0],
+            BINARY: lambda: self._take(self._varint()),
+            **dict.fromkeys((LIST, SET), self._list),
+            STRUCT: self.struct,
+        }
 
     def struct(self) -> Struct:
         found: Struct = {}
@@ -50,21 +62,7 @@ class _Reader:
         return found
 
     def _value(self, kind: int) -> Any:
-        if I16 <= kind <= I64:
-            return self._zigzag()
-        if kind == BINARY:
-            return self._take(self._varint())
-        if kind == STRUCT:
-            return self.struct()
-        if kind in {LIST, SET}:
-            return self._list()
-        if kind in {TRUE, FALSE}:
-            return kind == TRUE
-        if kind == BYTE:
-            return self._byte()
-        if kind == DOUBLE:
-            return struct.unpack("<d", self._take(8))[0]
-        raise KeyError(f"type {kind}")
+        return self._read[kind]()
 
     def _list(self) -> tuple[int, list[Any]]:
         head = self._byte()
@@ -104,14 +102,14 @@ class _Reader:
 def _write_struct(out: bytearray, value: Struct) -> None:
     before = 0
     for field_id, (kind, content) in sorted(value.items()):
-        if kind in {TRUE, FALSE}:
-            kind = TRUE if content else FALSE
+        is_boolean = kind in {TRUE, FALSE}
+        told = kind if not is_boolean else TRUE if content else FALSE
         if 0 < field_id - before < 16:
-            out.append((field_id - before) << 4 | kind)
+            out.append((field_id - before) << 4 | told)
         else:
-            out.append(kind)
+            out.append(told)
             _write_zigzag(out, field_id)
-        if kind not in {TRUE, FALSE}:
+        if not is_boolean:
             _write_value(out, kind, content)
         before = field_id
     out.append(0)

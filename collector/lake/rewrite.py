@@ -1,9 +1,9 @@
 """Merges data files of `spans` into one, sorted, while others write to the lake: the lock is held for the swap alone.
 
 The new file has what DuckLake's own merge writes: the columns by their field ids, and with each row the snapshot that
-inserted it, by which time travel, insertions and the rollups go. It is a series of sorted runs (order.py), one after the
-other in time. Files of long runs are joined as they are (splice.py); others are sorted anew in blocks of BLOCK_ROWS, so
-that memory is bounded by a block.
+inserted it, by which time travel, insertions and the rollups go. It is a series of sorted runs (order.py), one after
+the other in time. Files of long runs are joined as they are (splice.py); others are sorted anew in blocks of
+BLOCK_ROWS, so that memory is bounded by a block.
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ from collector.lake.tiers import File
 ROWS_PER_GROUP = 32_768
 BLOCK_ROWS = 3 * ROWS_PER_GROUP
 COPIED_ROWS_MIN = BLOCK_ROWS // 2
-"""Of a file, on average: shorter runs of sorted spans would leave each tenant in every row group."""
+COPIED_GROUP_ROWS_MIN = ROWS_PER_GROUP // 2
+"""Of a file and of a row group, on average: shorter runs of sorted spans would leave each tenant in every row group."""
 BLOCK_BYTES = 64 * 2**20
 """Of values as they are encoded before compression."""
 PREFIX = "merged"
@@ -71,9 +72,12 @@ def _spliced(files: Sequence[File], paths: Sequence[Path], folder: Path, schema:
     if sum(file.rows for file in files) < COPIED_ROWS_MIN * len(files):
         return None
     with ExitStack() as stack:
-        sources = [source_of(stack.enter_context(path.open("rb"))) for path in paths]
+        try:
+            sources = [source_of(stack.enter_context(path.open("rb"))) for path in paths]
+        except ValueError:
+            return None  # whoever reads the rows can tell what is wrong with them
         rows = [rows_by_group(source) for source in sources]
-        has_small_groups = sum(map(sum, rows)) < ROWS_PER_GROUP // 2 * sum(map(len, rows))
+        has_small_groups = sum(map(sum, rows)) < COPIED_GROUP_ROWS_MIN * sum(map(len, rows))
         if has_small_groups or not all(is_alike(source, schema) for source in sources):
             return None
         return write_spliced(sources, _internal_columns(files, rows, schema), folder, PREFIX, schema)
