@@ -12,7 +12,7 @@ from typing import Any
 
 TRUE, FALSE, BYTE, I16, I32, I64, DOUBLE, BINARY, LIST, SET = range(1, 11)
 STRUCT = 12
-"""The types of fields; of a boolean, the value as well."""
+"""The types of fields. FALSE is how a boolean is written that is not true; as a type of Struct it is TRUE."""
 
 Struct = dict[int, tuple[int, Any]]
 """Type and value by field id: integers, floats, bytes, Struct, and of a list the type of its elements and a list."""
@@ -58,7 +58,7 @@ class _Reader:
         while head := self._byte():
             kind = head & 15
             field_id = field_id + (head >> 4) if head >> 4 else self._zigzag()
-            found[field_id] = kind, self._value(kind)
+            found[field_id] = TRUE if kind == FALSE else kind, self._value(kind)
         return found
 
     def _value(self, kind: int) -> Any:
@@ -102,14 +102,13 @@ class _Reader:
 def _write_struct(out: bytearray, value: Struct) -> None:
     before = 0
     for field_id, (kind, content) in sorted(value.items()):
-        is_boolean = kind in {TRUE, FALSE}
-        told = kind if not is_boolean else TRUE if content else FALSE
+        told = FALSE if kind == TRUE and not content else kind
         if 0 < field_id - before < 16:
             out.append((field_id - before) << 4 | told)
         else:
             out.append(told)
             _write_zigzag(out, field_id)
-        if not is_boolean:
+        if kind != TRUE:
             _write_value(out, kind, content)
         before = field_id
     out.append(0)

@@ -59,12 +59,24 @@ def write_merged(files: Sequence[File], folder: Path, schema: pa.Schema) -> tupl
 
 def _sorted_anew(files: Sequence[File], paths: Sequence[Path], folder: Path, schema: pa.Schema) -> Path:
     groups = chain.from_iterable(_row_groups(*each, schema) for each in zip(files, paths, strict=True))
-    blocks = (by_tenant_and_time(pa.concat_tables(block)) for block in _blocks(groups))
-    first = next(blocks)
-    with new_file(folder, PREFIX, first, ROWS_PER_GROUP) as new:
-        for block in chain([first], blocks):
+    blocks = _sorted_blocks(groups)
+    block: pa.Table | None = next(blocks)
+    with new_file(folder, PREFIX, block, ROWS_PER_GROUP) as new:
+        while block is not None:
             new.writer.write_table(block, row_group_size=ROWS_PER_GROUP)
+            block = None  # before the next one is read
+            block = next(blocks, None)
     return new.path
+
+
+def _sorted_blocks(groups: Iterator[tuple[pa.Table, int]]) -> Iterator[pa.Table]:
+    """Blocks, each in order; whoever takes one has it alone."""
+    for block in _blocks(groups):
+        whole = pa.concat_tables(block)
+        block.clear()
+        ordered = [by_tenant_and_time(whole)]
+        del whole
+        yield ordered.pop()
 
 
 def _spliced(files: Sequence[File], paths: Sequence[Path], folder: Path, schema: pa.Schema) -> Path | None:

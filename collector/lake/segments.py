@@ -46,7 +46,8 @@ def new_file(folder: Path, prefix: str, first: pa.Table, rows_per_group: int) ->
 
     `first` is the first of what is to be written, from which the size of Bloom filters is taken. Raises OSError.
     """
-    schema = first.schema
+    schema, bloom_filters = first.schema, _bloom_filters(first, rows_per_group)
+    del first  # it is large
     temporary, final = new_segment(folder, prefix)
     try:
         with (
@@ -58,7 +59,7 @@ def new_file(folder: Path, prefix: str, first: pa.Table, rows_per_group: int) ->
                 compression_level=1,
                 use_dictionary=_dictionary_columns(schema),
                 column_encoding=_encodings(schema),
-                bloom_filter_options=_bloom_filters(first, rows_per_group),
+                bloom_filter_options=bloom_filters,
                 store_schema=False,
             ) as writer,
         ):
