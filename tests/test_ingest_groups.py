@@ -122,6 +122,16 @@ def test_a_pause_of_the_senders_teaches_nothing() -> None:
     assert learned.expected_requests == 3
 
 
+def test_one_short_group_after_full_ones_is_no_reason_to_wait_for_fewer() -> None:
+    learned = Gathering()
+    learned.expected_requests = 8
+    for requests in (8, 3):
+        learned.start_group(requests, 0, 10.0)
+    assert learned.expected_requests == 8
+    learned.start_group(4, 0, 10.1)
+    assert learned.expected_requests == 4
+
+
 def test_bytes_are_enough() -> None:
     learned = Gathering()
     learned.expected_requests = ENOUGH_REQUESTS

@@ -82,7 +82,7 @@ def spans(rows: int, seed: int, folder: Path) -> Path:
     """A segment with texts, maps, lists and nulls; values differ by `seed`."""
     number = pa.array(range(seed, seed + rows), pa.int64())
     texts = pc.binary_join_element_wise(pc.cast(number, pa.string()), str(seed), "-")
-    pairs = [[(f"key{i % 3}", f"{seed + i}")] * (i % 4) for i in range(rows)]
+    pairs = [[(f"key{j}", f"{seed + i}") for j in range(i % 4)] for i in range(rows)]
     columns = {column.name: pa.nulls(rows, column.type) for column in SPAN_SCHEMA if column.nullable}
     for column in SPAN_SCHEMA:
         if column.nullable:
@@ -159,7 +159,7 @@ def test_files_of_other_columns_are_not_alike(tmp_path: Path) -> None:
 
 
 def test_a_file_that_ends_too_early_is_told_and_leaves_nothing(tmp_path: Path) -> None:
-    path = spans(10, 1, tmp_path)
+    path = spans(5000, 1, tmp_path)
     content = path.read_bytes()
     path.write_bytes(content[:-1])
     with path.open("rb") as file, pytest.raises(ValueError, match="does not end as a Parquet file"):
