@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import sys
 from collections.abc import Sequence
@@ -11,6 +12,8 @@ from types import ModuleType
 
 POOL_VARIABLE = "ARROW_DEFAULT_MEMORY_POOL"
 """Names the allocator of all that Arrow takes memory for and no caller has chosen one for."""
+LARGE_BYTES = 128 * 1024
+_M_MMAP_THRESHOLD = -3
 
 
 class _WithoutPandas(MetaPathFinder):
@@ -42,9 +45,21 @@ def reduce_footprint() -> None:
     do_without_pandas()
     if sys.platform == "linux":
         os.environ.setdefault(POOL_VARIABLE, "jemalloc")
+        give_back_large_blocks()
     import pyarrow as pa  # noqa: PLC0415 - behind the line above
 
     try:
         pa.set_memory_pool(pa.jemalloc_memory_pool())
     except NotImplementedError:
         return
+
+
+def give_back_large_blocks() -> None:
+    """Let glibc return each block of more than LARGE_BYTES to the system when it is freed.
+
+    It would raise that bound to the largest block it has seen, up to 32 MiB, and keep what is smaller: of requests and
+    of what they are parsed into, some 60 MiB under full load.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # mallopt(3), of glibc alone
+    if mallopt is not None:
+        mallopt(_M_MMAP_THRESHOLD, LARGE_BYTES)

@@ -72,11 +72,9 @@ def _sorted_anew(files: Sequence[File], paths: Sequence[Path], folder: Path, sch
 def _sorted_blocks(groups: Iterator[tuple[pa.Table, int]]) -> Iterator[pa.Table]:
     """Blocks, each in order; whoever takes one has it alone."""
     for block in _blocks(groups):
-        whole = pa.concat_tables(block)
+        whole = [pa.concat_tables(block)]
         block.clear()
-        ordered = [by_tenant_and_time(whole)]
-        del whole
-        yield ordered.pop()
+        yield by_tenant_and_time(whole.pop())
 
 
 def _spliced(files: Sequence[File], paths: Sequence[Path], folder: Path, schema: pa.Schema) -> Path | None:
