@@ -125,7 +125,6 @@ def catalog(reader: Reader) -> dict[str, Any]:
     }
 
 
-@pytest.mark.usefixtures("is_copied")
 def test_the_catalog_is_as_after_a_merge_of_ducklake(lake: Lake, tmp_path: Path) -> None:
     other = locate(StorageConfig(data=str(tmp_path / "other")))
     other.prepare()
@@ -280,7 +279,6 @@ def test_a_catalog_of_another_version_is_left_to_ducklake(lake: Lake, monkeypatc
         same(before, everything(reader))
 
 
-@pytest.mark.usefixtures("is_copied")
 def test_a_trace_is_found_by_bloom_filters(lake: Lake) -> None:
     for seed in range(4):
         store(lake, seed)
