@@ -31,7 +31,7 @@ from collector.lake.compact import (
     write_struct,
 )
 from collector.lake.segments import write_segment
-from collector.lake.splice import is_alike, rows_by_group, source_of, write_spliced
+from collector.lake.splice import are_alike, rows_by_group, source_of, write_spliced
 from collector.spans import SPAN_SCHEMA
 
 SCALARS = {
@@ -102,7 +102,7 @@ def spliced(paths: list[Path], folder: Path) -> Path:
     files = [path.open("rb") for path in paths]
     sources = [source_of(file) for file in files]
     schema = pa.unify_schemas([SPAN_SCHEMA, FURTHER])
-    assert all(is_alike(source, schema) for source in sources)
+    assert are_alike(sources, schema, SPAN_SCHEMA)
     further = io.BytesIO()
     with pq.ParquetWriter(further, FURTHER, store_schema=False) as writer:
         for number, rows in enumerate(count for source in sources for count in rows_by_group(source)):
@@ -149,13 +149,23 @@ def test_a_spliced_file_is_spliced_again(tmp_path: Path) -> None:
 
 def test_files_of_other_columns_are_not_alike(tmp_path: Path) -> None:
     path = spans(10, 1, tmp_path)
-    other = write_segment(pq.read_table(path).drop_columns(["links"]), tmp_path)
+    last = SPAN_SCHEMA.names[-1]
+    shorter, fewer = SPAN_SCHEMA.remove(len(SPAN_SCHEMA) - 1), SPAN_SCHEMA.remove(0)
+    nullable = SPAN_SCHEMA.set(4, pa.field("flags", pa.uint32(), True))
     with path.open("rb") as file:
-        assert is_alike(source_of(file), SPAN_SCHEMA)
-        assert not is_alike(source_of(file), SPAN_SCHEMA.remove(0))
-        assert not is_alike(source_of(file), SPAN_SCHEMA.set(4, pa.field("flags", pa.uint32(), True)))
-    with other.open("rb") as file:
-        assert not is_alike(source_of(file), SPAN_SCHEMA)
+        whole = source_of(file)
+        assert are_alike([whole], SPAN_SCHEMA, SPAN_SCHEMA)
+        for schema in (shorter, fewer, nullable):
+            assert not are_alike([whole], schema, schema)
+    with write_segment(pq.read_table(path).drop_columns([last]), tmp_path).open("rb") as file:
+        assert not are_alike([source_of(file)], SPAN_SCHEMA, SPAN_SCHEMA)
+
+
+def test_only_columns_that_are_written_beside_may_lack(tmp_path: Path) -> None:
+    with spans(10, 1, tmp_path).open("rb") as file:
+        schema = pa.unify_schemas([SPAN_SCHEMA, FURTHER])
+        assert are_alike([source_of(file)], schema, SPAN_SCHEMA)
+        assert not are_alike([source_of(file)], schema, schema)
 
 
 def test_a_file_that_ends_too_early_is_told_and_leaves_nothing(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 
 from collector.lake.order import by_tenant_and_time
 from collector.lake.segments import new_file
-from collector.lake.splice import Source, is_alike, rows_by_group, source_of, write_spliced
+from collector.lake.splice import Source, are_alike, rows_by_group, source_of, write_spliced
 from collector.lake.tiers import File
 
 ROWS_PER_GROUP = 32_768
@@ -88,7 +88,8 @@ def _spliced(files: Sequence[File], paths: Sequence[Path], folder: Path, schema:
             return None  # whoever reads the rows can tell what is wrong with them
         rows = [rows_by_group(source) for source in sources]
         has_small_groups = sum(map(sum, rows)) < COPIED_GROUP_ROWS_MIN * sum(map(len, rows))
-        if has_small_groups or not all(is_alike(source, schema) for source in sources):
+        least = pa.schema([column for column in schema if column.name not in _INTERNAL_FIELD_IDS])
+        if has_small_groups or not are_alike(sources, schema, least):
             return None
         return write_spliced(sources, _internal_columns(files, rows, schema), folder, PREFIX, schema)
 

@@ -67,23 +67,33 @@ def rows_by_group(source: Source) -> list[int]:
     return [int(group[_ROWS][1]) for group in source.groups]
 
 
-def is_alike(source: Source, schema: pa.Schema) -> bool:
-    """Whether all chunks of a file can be chunks of one with `schema`, of which it may lack the last columns.
+def are_alike(sources: Sequence[Source], schema: pa.Schema, least: pa.Schema) -> bool:
+    """Whether all chunks of files can be chunks of one with `schema`: each has the columns of `least`, with which
+    `schema` begins, and may have those that follow.
 
     Field ids may differ: they stand in the schema alone.
     """
-    wanted = [_without_id(element) for element in _template(schema)[0][_SCHEMA][1][1][1:]]
-    found = [_without_id(element) for element in source.footer[_SCHEMA][1][1][1:]]
-    return (
-        found == wanted[: len(found)]
-        and _ENCRYPTION not in source.footer
-        and all(
-            _FILE_PATH not in column
-            and _CHUNK in column
-            and (_BLOOM_OFFSET in column[_CHUNK][1]) == (_BLOOM_BYTES in column[_CHUNK][1])
-            for group in source.groups
-            for column in group[_COLUMNS][1][1]
-        )
+    wanted, needed = (_elements(_template(each)[0]) for each in (schema, least))
+    found = [_elements(source.footer) for source in sources]
+    return all(each == wanted[: len(each)] and len(each) >= len(needed) for each in found) and all(
+        map(_is_movable, sources)
+    )
+
+
+def _elements(footer: Struct) -> list[Struct]:
+    """The columns and what they consist of, but for field ids; without the root, which counts them."""
+    elements: list[Struct] = footer[_SCHEMA][1][1][1:]
+    return [{key: value for key, value in element.items() if key != _FIELD_ID} for element in elements]
+
+
+def _is_movable(source: Source) -> bool:
+    """Whether all that belongs to a chunk is known, and in the file itself."""
+    return _ENCRYPTION not in source.footer and all(
+        _FILE_PATH not in column
+        and _CHUNK in column
+        and (_BLOOM_OFFSET in column[_CHUNK][1]) == (_BLOOM_BYTES in column[_CHUNK][1])
+        for group in source.groups
+        for column in group[_COLUMNS][1][1]
     )
 
 
@@ -129,10 +139,6 @@ def _template(schema: pa.Schema) -> tuple[Struct, list[Leaf]]:
     footer = source_of(buffer).footer
     columns = pq.read_metadata(buffer).schema
     return footer, [tuple(columns.column(i).path.encode().split(b".")) for i in range(len(columns))]
-
-
-def _without_id(element: Struct) -> Struct:
-    return {key: value for key, value in element.items() if key != _FIELD_ID}
 
 
 def _copied_group(file: BinaryIO, number: int, parts: tuple[Part, Part], leaves: Sequence[Leaf]) -> Struct:
