@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import uuid
 from collections.abc import Iterator
@@ -17,7 +18,7 @@ TEMPORARY_SUFFIX = ".part"
 TRACE_ID = "trace_id"
 """The column that has a Bloom filter in each row group: who looks for a value reads the few groups that may have it."""
 
-_SEGMENT_ROWS_PER_GROUP = 40_960
+SEGMENT_ROWS_PER_GROUP_MAX = 40_960
 _FALSE_POSITIVES = 0.01
 
 
@@ -30,13 +31,15 @@ class NewFile:
 
 
 def write_segment(table: pa.Table, folder: Path) -> Path:
-    """Write `table` as one Parquet file into `folder` and return its path.
+    """Write `table` as one Parquet file into `folder` and return its path; its row groups are of one length.
 
     When this returns, content and name are on disk (fsync of file and folder). A crash in between leaves a
     `.part` file or an unregistered one: an orphan, never part of the lake. Raises OSError.
     """
-    with new_file(folder, "segment", table, _SEGMENT_ROWS_PER_GROUP) as file:
-        file.writer.write_table(table, row_group_size=_SEGMENT_ROWS_PER_GROUP)
+    groups = max(1, math.ceil(table.num_rows / SEGMENT_ROWS_PER_GROUP_MAX))
+    rows_per_group = max(1, math.ceil(table.num_rows / groups))
+    with new_file(folder, "segment", table, rows_per_group) as file:
+        file.writer.write_table(table, row_group_size=rows_per_group)
     return file.path
 
 
