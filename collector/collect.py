@@ -24,6 +24,7 @@ from collector.lake.location import Location, locate
 from collector.lake.lock import ProcessLock
 from collector.lake.tables import COLLECTOR_DEFINITIONS
 from collector.maintenance import Maintenance
+from collector.receive import memory
 from collector.receive.connections import raise_descriptor_limit
 from collector.receive.servers import Servers
 from collector.receive.tls import Certificates
@@ -123,6 +124,7 @@ async def _run(config: Config) -> int:
     with open_stages(config, location, tracing) as stages:
         stages.ingest.start()
         async with _listening(config, stages, certificates, tracing) as addresses:
+            memory.release()  # what the start took and is free now
             with _announced(location, addresses):
                 await stop.wait()
             log.info("stopping: answering what was received, then sealing it")

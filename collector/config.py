@@ -113,7 +113,7 @@ class CollectorConfig(Section):
     seal_interval_seconds: float = Field(1.0, gt=0, le=60, description="time between commits to the lake")
     seal_spans_max: int = Field(100_000, ge=1, description="spans after which a commit does not wait for the interval")
     dedup_window_seconds: float = Field(3600.0, ge=0, description="how long a repeated request is recognised")
-    merge_interval_seconds: float = Field(10.0, gt=0, description="time between looks for small files to merge")
+    merge_interval_seconds: float = Field(30.0, gt=0, description="time between looks for small files to merge")
     stop_timeout_seconds: float = Field(30.0, gt=0, description="time for a graceful stop")
 
     @field_validator("cors_origins")

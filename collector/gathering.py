@@ -5,6 +5,7 @@ next for at most GATHER_SECONDS. Waiting is of use only where more requests come
 for their answer before they send again would only be held up. So the wait ends once as many requests are there as
 lately came; that number falls to what a wait in vain has brought, and is tried half as high again now and then, as TCP
 does with its window (Chiu and Jain 1989, with the increase in proportion: so hundreds of clients are found in seconds).
+One wait in vain after others that were not is a hiccup: senders that were late for once.
 """
 
 from __future__ import annotations
@@ -38,7 +39,8 @@ class Gathering:
         self._started_at = now
         if not self.is_enough(requests, size_bytes):
             if has_waited:
-                self.expected_requests, self._reached = max(1, requests), 0
+                is_hiccup, self._reached = self._reached > 0, 0
+                self.expected_requests = self.expected_requests if is_hiccup else max(1, requests)
             return
         self._reached += 1
         if self._reached >= GROUPS_BEFORE_MORE:

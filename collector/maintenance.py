@@ -5,19 +5,21 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import subprocess
 import sys
 import threading
 
 from collector.child import bound_to_this_process
 from collector.config import RetentionConfig, SamplingConfig, StorageConfig
+from collector.footprint import POOL_VARIABLE
 from collector.lake import maintain, retention, sampling
 from collector.lake.lake import Lake
 from collector.telemetry.traces import Tracing
 
 log = logging.getLogger(__name__)
 
-_CLEAN_EVERY_ROUNDS = 30
+_CLEAN_EVERY_ROUNDS = 10
 
 
 class Maintenance:
@@ -93,7 +95,12 @@ class Maintenance:
             if self._stopping.is_set():
                 return
             self._merging = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True, process_group=0
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                text=True,
+                process_group=0,
+                env=os.environ | {POOL_VARIABLE: "system"},
             )
         fault = ""
         with self._merging as merging:

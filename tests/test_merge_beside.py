@@ -15,9 +15,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from collector.config import LimitsConfig, MappingConfig, StorageConfig
+from collector.config import CollectorConfig, LimitsConfig, MappingConfig, StorageConfig
 from collector.decode.decoder import Decoder
-from collector.lake import maintain, swap, tiers
+from collector.lake import maintain, rewrite, swap, tiers
 from collector.lake.lake import Lake, Reader
 from collector.lake.location import locate
 from collector.lake.order import by_tenant_and_time
@@ -40,6 +40,15 @@ def lake(tmp_path: Path) -> Iterator[Lake]:
         lake.ensure(COLLECTOR_DEFINITIONS)
         maintain.configure(lake)
         yield lake
+
+
+@pytest.fixture(params=[False, True], ids=["sorted anew", "copied"])
+def is_copied(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
+    """Whether merges copy chunks, as they do with long runs."""
+    if request.param:
+        monkeypatch.setattr(rewrite, "COPIED_ROWS_MIN", 1)
+        monkeypatch.setattr(rewrite, "COPIED_GROUP_ROWS_MIN", 1)
+    return bool(request.param)
 
 
 def store(lake: Lake, seed: int, spans: int = 60) -> Path:
@@ -143,7 +152,7 @@ def test_the_catalog_is_as_after_a_merge_of_ducklake(lake: Lake, tmp_path: Path)
     ]
 
 
-def test_a_merge_changes_nothing_that_can_be_asked(lake: Lake) -> None:
+def test_a_merge_changes_nothing_that_can_be_asked(lake: Lake, is_copied: bool) -> None:
     for seed in range(4):
         store(lake, seed)
     with lake.read() as reader:
@@ -165,9 +174,10 @@ def test_a_merge_changes_nothing_that_can_be_asked(lake: Lake) -> None:
     assert Path(path).read_bytes()[-8:-4] == footer_bytes.to_bytes(4, "little")
     merged = pq.read_table(path, columns=["tenant", "start_time"])
     keys = list(zip(merged["tenant"].to_pylist(), merged["start_time"].cast(pa.int64()).to_pylist(), strict=True))
-    assert keys == sorted(keys)
+    assert (keys == sorted(keys)) is not is_copied
 
 
+@pytest.mark.usefixtures("is_copied")
 def test_rows_keep_their_ids_where_files_do_not_follow_each_other(lake: Lake) -> None:
     paths = [store(lake, seed) for seed in range(4)]
     remove(lake, paths[1])
@@ -185,6 +195,7 @@ def test_rows_keep_their_ids_where_files_do_not_follow_each_other(lake: Lake) ->
         assert reader.row("SELECT count(*) = count(DISTINCT rowid) FROM spans") == (True,)
 
 
+@pytest.mark.usefixtures("is_copied")
 def test_ducklake_merges_on_what_was_merged_beside(lake: Lake) -> None:
     for seed in range(3):
         store(lake, seed)
@@ -300,7 +311,7 @@ def test_tiers_rise_and_days_end(files: list[tuple[int, str]]) -> None:
 
 
 def test_an_hour_at_half_the_most_spans_stays_under_a_hundred_files() -> None:
-    """A segment of 3.4 MB a second, a look every ten seconds, and 13 MB rewritten a second by one process.
+    """A segment of 3.4 MB a second, a look in each interval, and 13 MB rewritten a second by one process.
 
     So at 60,000 spans/s of 57 bytes, at 4 µs a span.
     """
@@ -321,7 +332,7 @@ def test_an_hour_at_half_the_most_spans_stays_under_a_hundred_files() -> None:
             merging = []
             is_looking = True  # the process goes on until nothing is due
         else:
-            is_looking = second % 10 == 0
+            is_looking = second % CollectorConfig().merge_interval_seconds == 0
         if not merging and is_looking and (groups := tiers.due(files)):
             merging = groups[0]
             ends_at = second + 1 + sum(each.size_bytes for each in merging) // 13_000_000

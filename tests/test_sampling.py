@@ -263,7 +263,7 @@ def test_killed_at_any_step_it_is_done_once(lake: Lake, step: str, monkeypatch: 
         raise _KilledError
 
     targets: dict[str, tuple[object, str]] = {
-        "decide": (sampling, "decide"), "settle": (segments, "_settle"), "add_files": (Transaction, "add_files"),
+        "decide": (sampling, "decide"), "settle": (segments, "settle"), "add_files": (Transaction, "add_files"),
         "delete": (retention, "delete_files"), "insert": (Transaction, "insert"), "commit": (sampling, "_row"),
     }  # fmt: skip
     with monkeypatch.context() as patched:

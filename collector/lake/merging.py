@@ -24,6 +24,7 @@ import pyarrow as pa
 
 from collector.config import RetentionConfig, SamplingConfig, StorageConfig
 from collector.errors import SpanlakeError
+from collector.footprint import do_without_unused, give_back_large_blocks
 from collector.lake import maintain, retention, sampling
 from collector.lake.lake import Lake
 from collector.lake.location import Location, locate
@@ -40,6 +41,8 @@ MEMORY_BYTES_MAX = (128 * 2**20, 256 * 2**20, 512 * 2**20, 1024 * 2**20)
 def main() -> int:
     """The exit status: 0, or 1 where something failed."""
     os.nice(_NICENESS)
+    do_without_unused()
+    give_back_large_blocks()
     pa.set_memory_pool(pa.system_memory_pool())  # gives back between blocks what the others keep
     stopping = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: stopping.set())

@@ -1,13 +1,16 @@
 """Merges data files of `spans` into one, sorted, while others write to the lake: the lock is held for the swap alone.
 
 The new file has what DuckLake's own merge writes: the columns by their field ids, and with each row the snapshot that
-inserted it, by which time travel, insertions and the rollups go. It is sorted in blocks of BLOCK_ROWS (order.py), so
-memory is bounded by a block, and a file of many is a series of sorted runs, one after the other in time.
+inserted it, by which time travel, insertions and the rollups go. It is a series of sorted runs (order.py), one after
+the other in time. Files of long runs are joined as they are (splice.py); others are sorted anew in blocks of
+BLOCK_ROWS, so that memory is bounded by a block.
 """
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from itertools import chain, pairwise
 from pathlib import Path
 
@@ -17,12 +20,17 @@ import pyarrow.parquet as pq
 
 from collector.lake.order import by_tenant_and_time
 from collector.lake.segments import new_file
+from collector.lake.splice import Source, are_alike, rows_by_group, source_of, write_spliced
 from collector.lake.tiers import File
 
 ROWS_PER_GROUP = 32_768
 BLOCK_ROWS = 3 * ROWS_PER_GROUP
+COPIED_ROWS_MIN = BLOCK_ROWS // 2
+COPIED_GROUP_ROWS_MIN = ROWS_PER_GROUP // 2
+"""Of a file and of a row group, on average: shorter runs of sorted spans would leave each tenant in every row group."""
 BLOCK_BYTES = 64 * 2**20
 """Of values as they are encoded before compression."""
+PREFIX = "merged"
 SNAPSHOT_ID = "_ducklake_internal_snapshot_id"
 ROW_ID = "_ducklake_internal_row_id"
 # Reserved by DuckLake, after Iceberg's _last_updated_sequence_number and _row_id.
@@ -45,13 +53,67 @@ def write_merged(files: Sequence[File], folder: Path, schema: pa.Schema) -> tupl
     names = [SNAPSHOT_ID, ROW_ID] if with_row_ids else [SNAPSHOT_ID]
     for name in names:
         schema = schema.append(field(name, pa.int64(), True, _INTERNAL_FIELD_IDS[name]))
+    path = _spliced(files, paths, folder, schema) or _sorted_anew(files, paths, folder, schema)
+    return path, with_row_ids
+
+
+def _sorted_anew(files: Sequence[File], paths: Sequence[Path], folder: Path, schema: pa.Schema) -> Path:
     groups = chain.from_iterable(_row_groups(*each, schema) for each in zip(files, paths, strict=True))
-    blocks = (by_tenant_and_time(pa.concat_tables(block)) for block in _blocks(groups))
-    first = next(blocks)
-    with new_file(folder, "merged", first, ROWS_PER_GROUP) as new:
-        for block in chain([first], blocks):
+    blocks = _sorted_blocks(groups)
+    block: pa.Table | None = next(blocks)
+    with new_file(folder, PREFIX, block, ROWS_PER_GROUP) as new:
+        while block is not None:
             new.writer.write_table(block, row_group_size=ROWS_PER_GROUP)
-    return new.path, with_row_ids
+            block = None  # before the next one is read
+            block = next(blocks, None)
+    return new.path
+
+
+def _sorted_blocks(groups: Iterator[tuple[pa.Table, int]]) -> Iterator[pa.Table]:
+    """Blocks, each in order; whoever takes one has it alone."""
+    for block in _blocks(groups):
+        whole = [pa.concat_tables(block)]
+        block.clear()
+        yield by_tenant_and_time(whole.pop())
+
+
+def _spliced(files: Sequence[File], paths: Sequence[Path], folder: Path, schema: pa.Schema) -> Path | None:
+    """The files' row groups as they are, in a new one; None where they are too small, or not alike."""
+    if sum(file.rows for file in files) < COPIED_ROWS_MIN * len(files):
+        return None
+    with ExitStack() as stack:
+        try:
+            sources = [source_of(stack.enter_context(path.open("rb"))) for path in paths]
+        except ValueError:
+            return None  # whoever reads the rows can tell what is wrong with them
+        rows = [rows_by_group(source) for source in sources]
+        has_small_groups = sum(map(sum, rows)) < COPIED_GROUP_ROWS_MIN * sum(map(len, rows))
+        least = pa.schema([column for column in schema if column.name not in _INTERNAL_FIELD_IDS])
+        if has_small_groups or not are_alike(sources, schema, least):
+            return None
+        return write_spliced(sources, _internal_columns(files, rows, schema), folder, PREFIX, schema)
+
+
+def _internal_columns(files: Sequence[File], rows: Sequence[Sequence[int]], schema: pa.Schema) -> Source:
+    """What DuckLake's merges add to the rows of files, in a file of its own, by the numbers of rows in their groups."""
+    internal = pa.schema([column for column in schema if column.name in _INTERNAL_FIELD_IDS])
+    content = io.BytesIO()
+    with pq.ParquetWriter(content, internal, compression="zstd", store_schema=False) as writer:
+        for file, counts in zip(files, rows, strict=True):
+            row = file.row_id_start or 0
+            for count in counts:
+                columns = _internal(file, row, count)
+                writer.write_table(pa.table([columns[name] for name in internal.names], schema=internal))
+                row += count
+    return source_of(content)
+
+
+def _internal(file: File, row: int, count: int) -> dict[str, pa.Array]:
+    """The internal columns of `count` rows of a file, the first of which has the id `row`."""
+    return {
+        SNAPSHOT_ID: pa.array(np.full(count, file.begin_snapshot)),
+        ROW_ID: pa.array(np.arange(row, row + count, dtype=np.int64)),
+    }
 
 
 def _follow(files: Sequence[File]) -> bool:
@@ -91,15 +153,11 @@ def _row_groups(file: File, path: Path, schema: pa.Schema) -> Iterator[tuple[pa.
     with pq.ParquetFile(path, read_dictionary=[name for name in labels if name in encoded]) as source:
         for number in range(metadata.num_row_groups):
             table = source.read_row_group(number, use_threads=False)
-            internal = {SNAPSHOT_ID: np.full(table.num_rows, file.begin_snapshot), ROW_ID: _range(row, table.num_rows)}
+            internal = _internal(file, row, table.num_rows)
             row += table.num_rows
             for name in set(schema.names) - set(table.column_names):
-                table = table.append_column(name, pa.array(internal[name]))
+                table = table.append_column(name, internal[name])
             yield conformed(table, schema), metadata.row_group(number).total_byte_size
-
-
-def _range(start: int, count: int) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
-    return np.arange(start, start + count, dtype=np.int64)
 
 
 def _dictionary_columns(metadata: pq.FileMetaData) -> set[str]:

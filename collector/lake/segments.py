@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import uuid
 from collections.abc import Iterator
@@ -17,7 +18,7 @@ TEMPORARY_SUFFIX = ".part"
 TRACE_ID = "trace_id"
 """The column that has a Bloom filter in each row group: who looks for a value reads the few groups that may have it."""
 
-_SEGMENT_ROWS_PER_GROUP = 40_960
+SEGMENT_ROWS_PER_GROUP_MAX = 40_960
 _FALSE_POSITIVES = 0.01
 
 
@@ -30,13 +31,15 @@ class NewFile:
 
 
 def write_segment(table: pa.Table, folder: Path) -> Path:
-    """Write `table` as one Parquet file into `folder` and return its path.
+    """Write `table` as one Parquet file into `folder` and return its path; its row groups are of one length.
 
     When this returns, content and name are on disk (fsync of file and folder). A crash in between leaves a
     `.part` file or an unregistered one: an orphan, never part of the lake. Raises OSError.
     """
-    with new_file(folder, "segment", table, _SEGMENT_ROWS_PER_GROUP) as file:
-        file.writer.write_table(table, row_group_size=_SEGMENT_ROWS_PER_GROUP)
+    groups = max(1, math.ceil(table.num_rows / SEGMENT_ROWS_PER_GROUP_MAX))
+    rows_per_group = max(1, math.ceil(table.num_rows / groups))
+    with new_file(folder, "segment", table, rows_per_group) as file:
+        file.writer.write_table(table, row_group_size=rows_per_group)
     return file.path
 
 
@@ -46,8 +49,9 @@ def new_file(folder: Path, prefix: str, first: pa.Table, rows_per_group: int) ->
 
     `first` is the first of what is to be written, from which the size of Bloom filters is taken. Raises OSError.
     """
-    schema = first.schema
-    temporary, final = _new_segment(folder, prefix)
+    schema, bloom_filters = first.schema, _bloom_filters(first, rows_per_group)
+    del first  # it is large
+    temporary, final = new_segment(folder, prefix)
     try:
         with (
             temporary.open("wb") as file,
@@ -58,25 +62,25 @@ def new_file(folder: Path, prefix: str, first: pa.Table, rows_per_group: int) ->
                 compression_level=1,
                 use_dictionary=_dictionary_columns(schema),
                 column_encoding=_encodings(schema),
-                bloom_filter_options=_bloom_filters(first, rows_per_group),
+                bloom_filter_options=bloom_filters,
                 store_schema=False,
             ) as writer,
         ):
             yield NewFile(final, writer)
-        _settle(temporary, final)
+        settle(temporary, final)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
 
 
-def _new_segment(folder: Path, prefix: str = "segment") -> tuple[Path, Path]:
+def new_segment(folder: Path, prefix: str = "segment") -> tuple[Path, Path]:
     """A temporary and a final path for a new file of `folder`, which is made."""
     folder.mkdir(parents=True, exist_ok=True)
     final = folder / f"{prefix}-{uuid.uuid4().hex}.parquet"
     return final.with_suffix(TEMPORARY_SUFFIX), final
 
 
-def _settle(temporary: Path, final: Path) -> None:
+def settle(temporary: Path, final: Path) -> None:
     """Bring a whole file to disk, then its final name. Raises OSError."""
     _sync(temporary)
     temporary.rename(final)
