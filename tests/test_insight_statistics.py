@@ -288,6 +288,23 @@ def test_a_finding_that_is_seen_now_and_then_never_opens() -> None:
     assert not any(tracker.update([finding()] if m % 2 else [], NOON + timedelta(minutes=m)) for m in range(20))
 
 
+def test_what_is_seen_at_a_narrower_or_wider_place_has_been_seen_before() -> None:
+    wide, narrow, other = (finding("hit_ratio", place=Place("r1", destination=name)) for name in (None, "a", "b"))
+    for first, second, opens in ((wide, narrow, True), (narrow, wide, True), (narrow, other, False)):
+        tracker = Tracker()
+        assert tracker.update([first], NOON) == []
+        told = tracker.update([second], NOON + timedelta(minutes=1))
+        assert [one.identity for one in told] == [second.identity] * opens
+
+
+def test_what_is_seen_beside_another_has_not_been_seen_before() -> None:
+    wide, narrow = (finding("hit_ratio", place=Place("r1", destination=name)) for name in (None, "a"))
+    tracker = Tracker()
+    tracker.update([wide], NOON)
+    told = tracker.update([wide, narrow], NOON + timedelta(minutes=1))
+    assert [one.identity for one in told] == [wide.identity]
+
+
 def test_a_symptom_does_not_open_while_its_cause_is_open() -> None:
     tracker, cause, symptom = Tracker(), finding("instance"), finding("latency")
     for minute in range(3):

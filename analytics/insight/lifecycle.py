@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from datetime import datetime, timedelta
 
-from analytics.insight.finding import Finding
+from analytics.insight.finding import Finding, Place
 from analytics.insight.folding import explains
 
 SEEN_TO_OPEN = 2
+_PLACE = tuple(field.name for field in fields(Place))
 
 
 @dataclass
@@ -30,18 +31,21 @@ class Tracker:
         """Take in what was found at `now`; return what is open, most important first, and what was resolved just now.
 
         A finding is told from the second time in a row on (`opened`), then `ongoing`; it is kept as it was last seen
-        while it pauses, and told once more as `resolved` when it has been quiet for `resolve_minutes`.
+        while it pauses, and told once more as `resolved` when it has been quiet for `resolve_minutes`. What was
+        seen the time before at a narrower or a wider place, and is not told yet, has been seen.
         """
         current = {finding.identity: finding for finding in reversed(findings)}
+        gone = [one for identity, one in self._tracks.items() if identity not in current and not one.opened]
         for identity, finding in current.items():
-            self._see(identity, finding, now)
+            self._see(identity, finding, now, gone)
         told = [one for identity in list(self._tracks) if (one := self._tell(identity, identity in current, now))]
         return sorted(told, key=lambda finding: (finding.state == "resolved", -finding.score))
 
-    def _see(self, identity: str, finding: Finding, now: datetime) -> None:
+    def _see(self, identity: str, finding: Finding, now: datetime, gone: list[_Track]) -> None:
         track = self._tracks.get(identity)
         if track is None:
-            self._tracks[identity] = _Track(finding, 1, now)
+            before = next((one for one in gone if _same_trouble(one.finding, finding)), None)
+            self._tracks[identity] = _Track(finding, 1 if before is None else before.seen + 1, now)
             return
         track.finding = replace(finding, since=min(finding.since, track.finding.since))
         track.seen += 1
@@ -66,3 +70,11 @@ class Tracker:
         """Whether something that is open explains it: a symptom that outlives its cause by a minute is no news."""
         others = (other for other in self._tracks.values() if other.opened and other is not track)
         return any(explains(other.finding, track.finding) for other in others)
+
+
+def _same_trouble(before: Finding, now: Finding) -> bool:
+    """Whether one tells of a part of the other's place: of the same kind, and what both name is the same."""
+    if before.kind != now.kind:
+        return False
+    pairs = [(getattr(before.place, name), getattr(now.place, name)) for name in _PLACE]
+    return all(None in pair or pair[0] == pair[1] for pair in (*pairs, (before.tenant_scope, now.tenant_scope)))
