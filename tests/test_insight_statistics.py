@@ -239,6 +239,14 @@ def test_a_slow_region_explains_late_deliveries_and_is_not_explained_by_them() -
     assert (found.kind, found.symptoms) == ("region_slow", ("delivery_lag for t in r1",))
 
 
+def test_late_deliveries_of_a_tenant_explain_a_host_that_hurts_nobody_else() -> None:
+    late = finding("delivery_lag", region=None, tenant_scope="a")
+    for kind in ("instance", "deploy"):
+        assert explains(late, finding(kind, tenants=("a",)))
+        assert not explains(late, finding(kind, tenants=("a", "b")))
+        assert not explains(finding("delivery_lag", region=None), finding(kind, tenants=("a",)))
+
+
 def test_a_burst_explains_the_host_and_the_misses_of_its_tenant_though_these_could_be_causes() -> None:
     burst = finding("burst", region=None, tenant_scope="a", suspects=("tenant=a",))
     host, misses = finding("instance"), finding("hit_ratio", tenant_scope="a")

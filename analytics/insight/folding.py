@@ -27,7 +27,7 @@ EXPLAINS: dict[str, frozenset[str]] = {
         {"latency", "slo_burn", "blast_radius", "mix_shift", "errors", "region_errors", "delivery_lag"}
     ),
     "lost_deliveries": frozenset({"errors", "traffic_drop", "delivery_lag", "slo_burn", "blast_radius"}),
-    "delivery_lag": frozenset({"latency", "slo_burn", "traffic_drop", "mix_shift"}),
+    "delivery_lag": frozenset({"latency", "slo_burn", "traffic_drop", "mix_shift", "instance", "deploy"}),
     "mix_shift": frozenset({"burst", "traffic_drop", "traffic_surge", "mix_shift"}),
     "burst": frozenset(
         {"latency", "errors", "instance", "slo_burn", "blast_radius", "hit_ratio", "traffic_surge", "delivery_lag",
@@ -99,6 +99,8 @@ def explains(cause: Finding, symptom: Finding) -> bool:
         return False
     if cause.kind == "hot_key" and not _by_the_same(cause, symptom):
         return False
+    if cause.kind == "delivery_lag" and symptom.kind in ("instance", "deploy") and not _of_one(cause, symptom):
+        return False
     return cause.since <= symptom.since + _BEFORE_MAX
 
 
@@ -108,6 +110,11 @@ def _shifted(cause: Finding, symptom: Finding) -> bool:
     if symptom.tenant_scope is None:
         return True
     return symptom.tenant_scope in (gaining if symptom.kind == "burst" else set(cause.tenants) - gaining)
+
+
+def _of_one(cause: Finding, symptom: Finding) -> bool:
+    """Whether late deliveries of a tenant are all that is wrong with a host or a version: it hurts nobody else."""
+    return cause.tenant_scope is not None and symptom.tenants == (cause.tenant_scope,)
 
 
 def _by_the_same(cause: Finding, symptom: Finding) -> bool:
