@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from analytics.insight import baselines, telling
 from analytics.insight.alerts import Alerts
 from analytics.insight.changes import began, change_points
+from analytics.insight.compositions import shifted
 from analytics.insight.finding import FINDINGS_SCHEMA, KINDS, Confidence, Effect, Finding, Place, frame
 from analytics.insight.folding import explains, fold
 from analytics.insight.forecasting import forecast
@@ -203,6 +204,43 @@ def test_steady_demand_does_not_move_with_a_burst_of_ten_seconds() -> None:
     assert (row["count"], row["steady_count"]) == (550, 60.0)
     (sparse,) = steady(pl.DataFrame(slots[2:4], schema=schema)).rows(named=True)
     assert sparse["steady_count"] == 0
+
+
+def demand_of(seed: int, tenants: int = 8, minutes: int = 75) -> np.ndarray:
+    """Demand by tenant and minute of Zipf-like tenants, each with a slow rhythm of its own."""
+    rng = np.random.default_rng(seed)
+    rhythm = 1 + 0.3 * np.sin(rng.uniform(0, 6, (tenants, 1)) + np.arange(minutes) / rng.uniform(20, 60, (tenants, 1)))
+    return rng.poisson(2000 / np.arange(1, tenants + 1)[:, None] * rhythm).astype(float)
+
+
+@given(st.integers(0, 10**6))
+def test_a_rhythm_of_each_tenant_is_no_shift(seed: int) -> None:
+    assert shifted(demand_of(seed), 60, 15) is None
+
+
+@given(st.integers(0, 10**6), st.sampled_from([3, 5, 8]), st.floats(0.6, 0.9))
+def test_what_one_loses_and_another_gains_at_once_is_a_shift(seed: int, minutes: int, part: float) -> None:
+    demand = demand_of(seed)
+    gone = part * demand[0, -minutes:]
+    demand[0, -minutes:] -= gone
+    demand[3, -minutes:] += gone
+    shift = shifted(demand, 60, 15)
+    assert shift is not None
+    assert shift.gains[3]
+    assert shift.losses[0]
+    assert not (shift.gains & shift.losses).any()
+
+
+@given(st.integers(0, 10**6), st.floats(3, 10))
+def test_neither_a_burst_nor_its_end_is_a_shift(seed: int, factor: float) -> None:
+    for burst in (slice(-4, None), slice(-8, -4)):
+        demand = demand_of(seed)
+        demand[2, burst] *= factor
+        assert shifted(demand, 60, 15) is None
+
+
+def test_too_short_a_history_knows_no_shift() -> None:
+    assert shifted(demand_of(1)[:, :30], 15, 15) is None
 
 
 def test_identity_is_of_kind_and_place_alone() -> None:

@@ -1,11 +1,15 @@
 """Traffic that goes over from some tenants to others: the mix changes, the whole does not.
 
-What is gained and what is lost is counted apart, in steady demand (see `traced.demand`), against each tenant's median.
-Moved is the smaller of both, as a share of the whole: a burst loses nothing, an outage gains nothing, and neither is a
-shift.
+Each tenant's demand (steady, see `traced.demand`) in the last minutes is set against that of the _BEFORE minutes before
+them, and this change against the tenant's own usual ones: all changes of the baseline, over windows of the same length.
+A slow rhythm cancels out, and a tenant that comes and goes by nature must change more. A shift is what some gain and
+others lose at once, beyond anything that they did before, and beyond their medians: what a burst leaves at its end is
+none. Moved is the smaller of both, as a share of the whole: a burst loses nothing, an outage gains nothing.
 """
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import numpy as np
 import polars as pl
@@ -14,78 +18,112 @@ from analytics.insight import telling
 from analytics.insight.changes import began
 from analytics.insight.finding import Effect, Finding, Place
 from analytics.insight.mix import by_mix_of
-from analytics.insight.panel import Floats, dense
+from analytics.insight.panel import Bools, Floats
 from analytics.insight.scene import Scene
 
-_MINUTES = 3
-_MOVED_MIN = 0.06
-_DEVIATION_MIN = 6.0
-_NAMED_SHARE = 0.25
+_LENGTHS = (2, 3, 5, 8, 12)
+_BEFORE = 10
+_WINDOWS_MIN = 8
+_MOVED_MIN = 0.05
+_GAIN_DEVIATION_MIN = 5.0
+_LOSS_DEVIATION_MIN = 4.0
+_LEVEL_DEVIATION_MIN = 3.0
 _BALANCE_MIN = 0.25
 """Least ratio of what is gained to what is lost, or the other way round: a burst beside an ordinary ebb is no shift.
 Far from 1, for spans are counted, of which an operation of one tenant has many more than that of another."""
+_MEDIAN_VARIANCE = np.pi / 2
+"""Of a median of counts, to that of their mean: what independent requests make steady demand vary by."""
+_NORMAL_95 = 1.96
+
+
+@dataclass(frozen=True)
+class Shift:
+    """What went over in the last `minutes`: `gains` and `losses` (a row a tenant) say who is a part of it, `share` how
+    much of the whole, `usual_share` the median of that over earlier windows; `deviation` is the lesser of the largest
+    gain's and the largest loss's."""
+
+    minutes: int
+    gains: Bools
+    losses: Bools
+    share: float
+    usual_share: float
+    deviation: float
 
 
 def find(scene: Scene) -> list[Finding]:
     """A finding 'mix_shift' for each region in which traffic went over from tenants to others."""
-    known = scene.evidence.demand.filter(pl.col("minute") >= scene.span.start, pl.col("minute") < scene.span.end)
+    keys, demand = scene.demand
     found = []
-    for region in known["region"].unique().sort():
-        here = known.filter(pl.col("region") == region)
-        keys = here.select("tenant").unique().sort("tenant")
-        demand = dense(scene.span, here, keys, "steady_count")
-        told = _shift(scene, str(region), keys["tenant"], demand)
-        found += [told] if told is not None else []
+    for region in keys["region"].unique().sort():
+        here = keys["region"] == region
+        mine = demand[here.to_numpy()]
+        shift = shifted(mine, scene.span.baseline, scene.span.recent)
+        if shift is not None:
+            found.append(_told(scene, str(region), keys["tenant"].filter(here), mine, shift))
     return found
 
 
-def moved(demand: Floats, usual: Floats) -> Floats:
-    """The share of the usual whole that went over, by minute: demand by tenant and minute, `usual` by tenant."""
-    change = demand - usual[:, None]
-    gained, lost = np.maximum(change, 0).sum(0), np.maximum(-change, 0).sum(0)
-    share: Floats = np.minimum(gained, lost) / max(float(usual.sum()), 1.0)
-    return share
+def shifted(demand: Floats, baseline: int, recent: int) -> Shift | None:
+    """The clearest shift up to the end of demand by tenant and minute, within the last `recent` ones; None where there
+    is none. The first `baseline` minutes tell what is usual."""
+    usual = np.median(demand[:, :baseline], axis=1) if baseline else np.zeros(len(demand))
+    lengths = [k for k in _LENGTHS if k <= recent and baseline - _BEFORE - k >= _WINDOWS_MIN]
+    found = [_over(demand, usual, baseline, minutes) for minutes in lengths]
+    return max((one for one in found if one is not None), key=lambda one: one.deviation, default=None)
 
 
-def _shift(scene: Scene, region: str, tenants: pl.Series, demand: Floats) -> Finding | None:
-    smooth = np.stack([np.convolve(row, np.full(_MINUTES, 1 / _MINUTES), mode="valid") for row in demand])
-    baseline = slice(0, scene.span.baseline - _MINUTES + 1)
-    usual = np.median(demand[:, : scene.span.baseline], axis=1)
-    share = moved(smooth, usual)
-    middle = float(np.median(share[baseline]))
-    noise = 1.4826 * float(np.median(np.abs(share[baseline] - middle)))
-    raised = share[-1] - middle
-    if raised < max(_MOVED_MIN, _DEVIATION_MIN * noise) or share[-1] < float(share[baseline].max()):
+def changes(demand: Floats, minutes: int) -> Floats:
+    """Means over `minutes` less those over the _BEFORE minutes before them: of all such windows, in their order."""
+    up_to = np.cumsum(np.pad(demand.astype(float), ((0, 0), (1, 0))), axis=1)
+    middle = np.arange(_BEFORE, demand.shape[1] - minutes + 1)
+    late = (up_to[:, middle + minutes] - up_to[:, middle]) / minutes
+    found: Floats = late - (up_to[:, middle] - up_to[:, middle - _BEFORE]) / _BEFORE
+    return found
+
+
+def _over(demand: Floats, usual: Floats, baseline: int, minutes: int) -> Shift | None:
+    every, whole = changes(demand, minutes), max(float(usual.sum()), 1.0)
+    before, now = every[:, : baseline - _BEFORE - minutes + 1], every[:, -1]
+    middle = np.median(before, axis=1)[:, None]
+    counting = np.sqrt(_MEDIAN_VARIANCE * np.maximum(usual, 1.0) * (1 / minutes + 1 / _BEFORE))
+    mad = 1.4826 * np.median(np.abs(before - middle), axis=1)
+    scale = np.maximum(np.maximum(counting, mad), np.quantile(np.abs(before), 0.95, axis=1) / _NORMAL_95)
+    level = demand[:, -minutes:].mean(1) - usual
+    lasting = np.where(now > 0, np.clip(level, 0, now), np.clip(level, now, 0))
+    clear = np.abs(lasting) >= _LEVEL_DEVIATION_MIN * scale
+    gains = clear & (now >= _GAIN_DEVIATION_MIN * scale) & (now > before.max(1))
+    losses = clear & (now <= -_LOSS_DEVIATION_MIN * scale) & (now < before.min(1))
+    gained, lost = lasting[gains].sum(), -lasting[losses].sum()
+    share = float(min(gained, lost)) / whole
+    if share < _MOVED_MIN or share * whole < _BALANCE_MIN * max(gained, lost):
         return None
-    change = (smooth[:, -1] - usual) / max(float(usual.sum()), 1.0)
-    lost_by_minute = np.maximum(usual[:, None] - smooth, 0).sum(0)
-    if lost_by_minute[-1] < lost_by_minute[baseline].max():
-        return None
-    gains, losses = change > _NAMED_SHARE * raised, change < -_NAMED_SHARE * raised
-    gained, lost = change[gains].sum(), -change[losses].sum()
-    if not gains.any() or not losses.any() or min(gained, lost) < _BALANCE_MIN * max(gained, lost):
-        return None
-    since = began(np.concatenate([np.full(_MINUTES - 1, middle), share]), scene.span.count - _MINUTES)
-    gaining, losing = (tenants.filter(pl.Series(which)) for which in (gains, losses))
-    return _told(scene, region, gaining, losing, since, raised, middle)
+    deviations = now / scale
+    clearest = float(min(deviations.max(), -deviations.min()))
+    return Shift(minutes, gains, losses, share, float(np.median(_moved(before))) / whole, clearest)
 
 
-def _told(
-    scene: Scene, region: str, gaining: pl.Series, losing: pl.Series, since: int, raised: float, middle: float
-) -> Finding:
+def _moved(change: Floats) -> Floats:
+    """What went over by window: the smaller of all gains and all losses."""
+    found: Floats = np.minimum(np.maximum(change, 0).sum(0), np.maximum(-change, 0).sum(0))
+    return found
+
+
+def _told(scene: Scene, region: str, tenants: pl.Series, demand: Floats, shift: Shift) -> Finding:
+    gaining, losing = (tenants.filter(pl.Series(which)) for which in (shift.gains, shift.losses))
+    since = began(demand[shift.gains].sum(0), scene.span.count - shift.minutes)
     by_rates, by_mix = by_mix_of(scene, region, since)
     place = Place(region)
-    effect = Effect("moved_share", middle + raised, middle, (middle + raised) / max(middle, 0.01))
+    effect = Effect("moved_share", shift.share, shift.usual_share, shift.share / max(shift.usual_share, 0.01))
     whom = f"from {telling.tenants_words(tuple(losing))} to {telling.tenants_words(tuple(gaining))}"
     sentence = (
-        f"Traffic in {region} goes over {whom} since {scene.span.time(since):%H:%M} ({telling.percent(raised)} of it); "
-        f"the share of slow spans changes by {100 * by_mix:+.1f} points for that mix alone, "
-        f"and by {100 * by_rates:+.1f} for how fast each of them is."
+        f"Traffic in {region} goes over {whom} since {scene.span.time(since):%H:%M} "
+        f"({telling.percent(shift.share)} of it); the share of slow spans changes by {100 * by_mix:+.1f} points for "
+        f"that mix alone, and by {100 * by_rates:+.1f} for how fast each of them is."
     )
     return Finding(
         "mix_shift", place, "info", telling.score(1.0, effect.ratio, 1.0), telling.aware(scene, since), scene.until,
         effect,
-        telling.confidence("moved share against its usual spread (MAD); Kitagawa decomposition", None, None,
+        telling.confidence("changes of demand against each tenant's usual ones; Kitagawa decomposition", None, None,
                            float(scene.panel("base").counts["count"][:, since:].sum())),
         sentence, (*gaining, *losing), tuple(f"tenant={name}" for name in gaining),
         sql=telling.sql_of(scene, place, since, figure="count(DISTINCT tenant) AS tenants"),

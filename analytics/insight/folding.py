@@ -6,6 +6,7 @@ explain nothing; they are explained, by what began in the same place at about th
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import timedelta
 
@@ -93,15 +94,15 @@ def explains(cause: Finding, symptom: Finding) -> bool:
         return False
     if None not in (cause.region, symptom.region) and cause.region != symptom.region:
         return False
-    if cause.kind == "burst" and symptom.tenant_scope not in (None, cause.tenant_scope):
-        return False
-    if cause.kind == "mix_shift" and not _shifted(cause, symptom):
-        return False
-    if cause.kind == "hot_key" and not _by_the_same(cause, symptom):
-        return False
-    if cause.kind == "delivery_lag" and symptom.kind in ("instance", "deploy") and not _of_one(cause, symptom):
-        return False
-    return cause.since <= symptom.since + _BEFORE_MAX
+    return cause.since <= symptom.since + _BEFORE_MAX and _PARTICULAR.get(cause.kind, _any)(cause, symptom)
+
+
+def _any(_cause: Finding, _symptom: Finding) -> bool:
+    return True
+
+
+def _of_its_tenant(cause: Finding, symptom: Finding) -> bool:
+    return symptom.tenant_scope in (None, cause.tenant_scope)
 
 
 def _shifted(cause: Finding, symptom: Finding) -> bool:
@@ -114,6 +115,8 @@ def _shifted(cause: Finding, symptom: Finding) -> bool:
 
 def _of_one(cause: Finding, symptom: Finding) -> bool:
     """Whether late deliveries of a tenant are all that is wrong with a host or a version: it hurts nobody else."""
+    if symptom.kind not in ("instance", "deploy"):
+        return True
     return cause.tenant_scope is not None and symptom.tenants == (cause.tenant_scope,)
 
 
@@ -121,7 +124,13 @@ def _by_the_same(cause: Finding, symptom: Finding) -> bool:
     """Whether a hot key may bring it: what is blamed on a tenant must be blamed on the key's."""
     if symptom.kind == "noisy_neighbour":
         return f"tenant={cause.tenant_scope}" in symptom.suspects
-    return symptom.tenant_scope in (None, cause.tenant_scope)
+    return _of_its_tenant(cause, symptom)
+
+
+_PARTICULAR: dict[str, Callable[[Finding, Finding], bool]] = {
+    "burst": _of_its_tenant, "mix_shift": _shifted, "hot_key": _by_the_same, "delivery_lag": _of_one,
+}  # fmt: skip
+"""What else must hold for a cause of a kind to explain a symptom."""
 
 
 def _merged(found: list[Finding]) -> list[Finding]:
