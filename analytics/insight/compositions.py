@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import polars as pl
+from numpy.lib.stride_tricks import sliding_window_view
 
 from analytics.insight import telling
 from analytics.insight.changes import began
@@ -27,13 +28,12 @@ _WINDOWS_MIN = 8
 _MOVED_MIN = 0.05
 _GAIN_DEVIATION_MIN = 5.0
 _LOSS_DEVIATION_MIN = 4.0
-_LEVEL_DEVIATION_MIN = 3.0
 _BALANCE_MIN = 0.25
 """Least ratio of what is gained to what is lost, or the other way round: a burst beside an ordinary ebb is no shift.
 Far from 1, for spans are counted, of which an operation of one tenant has many more than that of another."""
 _MEDIAN_VARIANCE = np.pi / 2
 """Of a median of counts, to that of their mean: what independent requests make steady demand vary by."""
-_NORMAL_95 = 1.96
+_NORMAL_95 = 1.645
 
 
 @dataclass(frozen=True)
@@ -82,24 +82,39 @@ def changes(demand: Floats, minutes: int) -> Floats:
 
 
 def _over(demand: Floats, usual: Floats, baseline: int, minutes: int) -> Shift | None:
-    every, whole = changes(demand, minutes), max(float(usual.sum()), 1.0)
-    before, now = every[:, : baseline - _BEFORE - minutes + 1], every[:, -1]
-    middle = np.median(before, axis=1)[:, None]
-    counting = np.sqrt(_MEDIAN_VARIANCE * np.maximum(usual, 1.0) * (1 / minutes + 1 / _BEFORE))
-    mad = 1.4826 * np.median(np.abs(before - middle), axis=1)
-    scale = np.maximum(np.maximum(counting, mad), np.quantile(np.abs(before), 0.95, axis=1) / _NORMAL_95)
-    level = demand[:, -minutes:].mean(1) - usual
-    lasting = np.where(now > 0, np.clip(level, 0, now), np.clip(level, now, 0))
-    clear = np.abs(lasting) >= _LEVEL_DEVIATION_MIN * scale
-    gains = clear & (now >= _GAIN_DEVIATION_MIN * scale) & (now > before.max(1))
-    losses = clear & (now <= -_LOSS_DEVIATION_MIN * scale) & (now < before.min(1))
-    gained, lost = lasting[gains].sum(), -lasting[losses].sum()
+    change, whole = changes(demand, minutes), max(float(usual.sum()), 1.0)
+    lasting = _lasting(change, _means(demand, minutes) - usual[:, None])
+    before, now = lasting[:, : baseline - _BEFORE - minutes + 1], lasting[:, -1]
+    least = _spread(change[:, : before.shape[1]], usual, minutes)
+    up, down = (np.maximum(least, np.quantile(side, 0.95, axis=1) / _NORMAL_95) for side in (before, -before))
+    gains = (now >= _GAIN_DEVIATION_MIN * up) & (now > before.max(1))
+    losses = (now <= -_LOSS_DEVIATION_MIN * down) & (now < before.min(1))
+    gained, lost = now[gains].sum(), -now[losses].sum()
     share = float(min(gained, lost)) / whole
     if share < _MOVED_MIN or share * whole < _BALANCE_MIN * max(gained, lost):
         return None
-    deviations = now / scale
-    clearest = float(min(deviations.max(), -deviations.min()))
+    clearest = float(min((now / up).max(), (-now / down).max()))
     return Shift(minutes, gains, losses, share, float(np.median(_moved(before))) / whole, clearest)
+
+
+def _lasting(change: Floats, level: Floats) -> Floats:
+    """What of a change leads away from the usual: `level` is how far from it each window is."""
+    found: Floats = np.where(change > 0, np.clip(level, 0, change), np.clip(level, change, 0))
+    return found
+
+
+def _means(demand: Floats, minutes: int) -> Floats:
+    """The means that `changes` tells the changes of."""
+    found: Floats = sliding_window_view(demand[:, _BEFORE:], minutes, axis=1).mean(axis=2)
+    return found
+
+
+def _spread(change: Floats, usual: Floats, minutes: int) -> Floats:
+    """The usual scale of changes, which bursts do not move: that of independent requests, or 1.4826 x MAD."""
+    counting = np.sqrt(_MEDIAN_VARIANCE * np.maximum(usual, 1.0) * (1 / minutes + 1 / _BEFORE))
+    mad = np.median(np.abs(change - np.median(change, axis=1)[:, None]), axis=1)
+    found: Floats = np.maximum(counting, 1.4826 * mad)
+    return found
 
 
 def _moved(change: Floats) -> Floats:
