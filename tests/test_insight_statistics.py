@@ -343,6 +343,12 @@ def test_what_is_seen_at_a_narrower_or_wider_place_has_been_seen_before() -> Non
         assert [one.identity for one in told] == [second.identity] * opens
 
 
+def test_a_cause_that_lasts_is_told_at_once_and_a_symptom_is_not() -> None:
+    for kind, minutes, opens in (("instance", 3, True), ("instance", 2, False), ("latency", 5, False)):
+        told = Tracker().update([finding(kind)], NOON + timedelta(minutes=minutes))
+        assert [one.state for one in told] == ["opened"] * opens
+
+
 def test_what_is_seen_beside_another_has_not_been_seen_before() -> None:
     wide, narrow = (finding("hit_ratio", place=Place("r1", destination=name)) for name in (None, "a"))
     tracker = Tracker()

@@ -1,4 +1,8 @@
-"""Findings over time: opened when seen twice in a row, ongoing while seen, resolved when quiet for some minutes."""
+"""Findings over time: opened when seen twice in a row, ongoing while seen, resolved when quiet for some minutes.
+
+Two looks in a row guard against what a minute or two bring by chance. A cause that has lasted for LASTING when it is
+seen first was too small to be seen in fewer minutes: all of them speak for it, and it is opened at once.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +13,12 @@ from analytics.insight.finding import Finding, Place
 from analytics.insight.folding import explains
 
 SEEN_TO_OPEN = 2
+LASTING = timedelta(minutes=3)
+_CAUSES = frozenset(
+    {"deploy", "noisy_neighbour", "instance", "exhaustion", "retry_storm", "hit_ratio", "delivery_lag",
+     "lost_deliveries"}
+)  # fmt: skip
+"""Kinds that may be opened at once: symptoms wait for what explains them."""
 _PLACE = tuple(field.name for field in fields(Place))
 
 
@@ -30,9 +40,9 @@ class Tracker:
     def update(self, findings: list[Finding], now: datetime) -> list[Finding]:
         """Take in what was found at `now`; return what is open, most important first, and what was resolved just now.
 
-        A finding is told from the second time in a row on (`opened`), then `ongoing`; it is kept as it was last seen
-        while it pauses, and told once more as `resolved` when it has been quiet for `resolve_minutes`. What was
-        seen the time before at a narrower or a wider place, and is not told yet, has been seen.
+        A finding is told from the second time in a row on, or once it lasts (`opened`), then `ongoing`; it is kept as
+        it was last seen while it pauses, and told once more as `resolved` when it has been quiet for `resolve_minutes`.
+        What was seen the time before at a narrower or a wider place, and is not told yet, has been seen.
         """
         current = {finding.identity: finding for finding in reversed(findings)}
         gone = [one for identity, one in self._tracks.items() if identity not in current and not one.opened]
@@ -61,7 +71,8 @@ class Tracker:
             return replace(track.finding, state="resolved")
         if track.opened:
             return replace(track.finding, state="ongoing")
-        if track.seen >= SEEN_TO_OPEN and not self._is_explained(track):
+        lasts = track.finding.kind in _CAUSES and track.last_seen - track.finding.since >= LASTING
+        if (track.seen >= SEEN_TO_OPEN or lasts) and not self._is_explained(track):
             track.opened = True
             return replace(track.finding, state="opened")
         return None
