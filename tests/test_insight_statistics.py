@@ -281,6 +281,7 @@ def test_late_deliveries_of_a_tenant_explain_a_host_that_hurts_nobody_else() -> 
     late = finding("delivery_lag", region=None, tenant_scope="a")
     for kind in ("instance", "deploy"):
         assert explains(late, finding(kind, tenants=("a",)))
+        assert explains(late, finding(kind))
         assert not explains(late, finding(kind, tenants=("a", "b")))
         assert not explains(finding("delivery_lag", region=None), finding(kind, tenants=("a",)))
 

@@ -117,7 +117,7 @@ def _of_one(cause: Finding, symptom: Finding) -> bool:
     """Whether late deliveries of a tenant are all that is wrong with a host or a version: it hurts nobody else."""
     if symptom.kind not in ("instance", "deploy"):
         return True
-    return cause.tenant_scope is not None and symptom.tenants == (cause.tenant_scope,)
+    return cause.tenant_scope is not None and {*symptom.tenants} <= {cause.tenant_scope}
 
 
 def _by_the_same(cause: Finding, symptom: Finding) -> bool:
