@@ -148,6 +148,12 @@ def test_a_bad_version_on_one_host_explains_its_errors(minute: int) -> None:
     assert "at the same time" in found.sentence
 
 
+def test_a_version_that_ran_well_before_is_not_blamed() -> None:
+    bad = changed(NORTH & ON_HOST, fails=pl.col("fails") | (pl.col("number") % 10 == 0))
+    old = bad.with_columns(version=pl.when(ON_HOST & (pl.col("minute") >= 20)).then(pl.lit("1.1")).otherwise("version"))
+    assert {one.kind for one in told(old)} == {"instance"}
+
+
 def test_a_harmless_version_is_no_finding() -> None:
     assert told(changed(ON_HOST, version=pl.lit("1.1"))) == []
 

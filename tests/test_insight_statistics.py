@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from analytics.insight import baselines, telling
 from analytics.insight.alerts import Alerts
 from analytics.insight.changes import began, change_points
+from analytics.insight.compositions import shifted
 from analytics.insight.finding import FINDINGS_SCHEMA, KINDS, Confidence, Effect, Finding, Place, frame
 from analytics.insight.folding import explains, fold
 from analytics.insight.forecasting import forecast
@@ -205,6 +206,43 @@ def test_steady_demand_does_not_move_with_a_burst_of_ten_seconds() -> None:
     assert sparse["steady_count"] == 0
 
 
+def demand_of(seed: int, tenants: int = 8, minutes: int = 75) -> np.ndarray:
+    """Demand by tenant and minute of Zipf-like tenants, each with a slow rhythm of its own."""
+    rng = np.random.default_rng(seed)
+    rhythm = 1 + 0.3 * np.sin(rng.uniform(0, 6, (tenants, 1)) + np.arange(minutes) / rng.uniform(20, 60, (tenants, 1)))
+    return rng.poisson(2000 / np.arange(1, tenants + 1)[:, None] * rhythm).astype(float)
+
+
+@given(st.integers(0, 10**6))
+def test_a_rhythm_of_each_tenant_is_no_shift(seed: int) -> None:
+    assert shifted(demand_of(seed), 60, 15) is None
+
+
+@given(st.integers(0, 10**6), st.sampled_from([3, 5, 8]), st.floats(0.6, 0.9))
+def test_what_one_loses_and_another_gains_at_once_is_a_shift(seed: int, minutes: int, part: float) -> None:
+    demand = demand_of(seed)
+    gone = part * demand[0, -minutes:]
+    demand[0, -minutes:] -= gone
+    demand[3, -minutes:] += gone
+    shift = shifted(demand, 60, 15)
+    assert shift is not None
+    assert shift.gains[3]
+    assert shift.losses[0]
+    assert not (shift.gains & shift.losses).any()
+
+
+@given(st.integers(0, 10**6), st.floats(3, 10))
+def test_neither_a_burst_nor_its_end_is_a_shift(seed: int, factor: float) -> None:
+    for burst in (slice(-4, None), slice(-8, -4)):
+        demand = demand_of(seed)
+        demand[2, burst] *= factor
+        assert shifted(demand, 60, 15) is None
+
+
+def test_too_short_a_history_knows_no_shift() -> None:
+    assert shifted(demand_of(1)[:, :30], 15, 15) is None
+
+
 def test_identity_is_of_kind_and_place_alone() -> None:
     assert finding(since=3, score=9).identity == finding().identity
     assert len({finding(kind).identity for kind in ("latency", "errors")} | {finding(region="r2").identity}) == 3
@@ -237,6 +275,15 @@ def test_a_slow_region_explains_late_deliveries_and_is_not_explained_by_them() -
     slow, late = finding("region_slow", place=Place("r1")), finding("delivery_lag", place=Place("r1", destination="t"))
     (found,) = fold([late, slow])
     assert (found.kind, found.symptoms) == ("region_slow", ("delivery_lag for t in r1",))
+
+
+def test_late_deliveries_of_a_tenant_explain_a_host_that_hurts_nobody_else() -> None:
+    late = finding("delivery_lag", region=None, tenant_scope="a")
+    for kind in ("instance", "deploy"):
+        assert explains(late, finding(kind, tenants=("a",)))
+        assert explains(late, finding(kind))
+        assert not explains(late, finding(kind, tenants=("a", "b")))
+        assert not explains(finding("delivery_lag", region=None), finding(kind, tenants=("a",)))
 
 
 def test_a_burst_explains_the_host_and_the_misses_of_its_tenant_though_these_could_be_causes() -> None:
@@ -286,6 +333,29 @@ def test_a_finding_opens_when_seen_twice_and_resolves_when_quiet() -> None:
 def test_a_finding_that_is_seen_now_and_then_never_opens() -> None:
     tracker = Tracker()
     assert not any(tracker.update([finding()] if m % 2 else [], NOON + timedelta(minutes=m)) for m in range(20))
+
+
+def test_what_is_seen_at_a_narrower_or_wider_place_has_been_seen_before() -> None:
+    wide, narrow, other = (finding("hit_ratio", place=Place("r1", destination=name)) for name in (None, "a", "b"))
+    for first, second, opens in ((wide, narrow, True), (narrow, wide, True), (narrow, other, False)):
+        tracker = Tracker()
+        assert tracker.update([first], NOON) == []
+        told = tracker.update([second], NOON + timedelta(minutes=1))
+        assert [one.identity for one in told] == [second.identity] * opens
+
+
+def test_a_cause_that_lasts_is_told_at_once_and_a_symptom_is_not() -> None:
+    for kind, minutes, opens in (("instance", 3, True), ("instance", 2, False), ("latency", 5, False)):
+        told = Tracker().update([finding(kind)], NOON + timedelta(minutes=minutes))
+        assert [one.state for one in told] == ["opened"] * opens
+
+
+def test_what_is_seen_beside_another_has_not_been_seen_before() -> None:
+    wide, narrow = (finding("hit_ratio", place=Place("r1", destination=name)) for name in (None, "a"))
+    tracker = Tracker()
+    tracker.update([wide], NOON)
+    told = tracker.update([wide, narrow], NOON + timedelta(minutes=1))
+    assert [one.identity for one in told] == [wide.identity]
 
 
 def test_a_symptom_does_not_open_while_its_cause_is_open() -> None:

@@ -11,8 +11,10 @@ from dataclasses import dataclass
 
 import numpy as np
 import polars as pl
+from scipy import stats
 
 from analytics.insight import telling
+from analytics.insight.baselines import onset
 from analytics.insight.finding import Finding, Place
 from analytics.insight.panel import Bools, Floats, Ints, summed
 from analytics.insight.scene import STRATA, Scene
@@ -22,6 +24,8 @@ _RUNNING_BEFORE_MIN = 5
 _CONCURRENT_SHARE_MIN = 0.02
 _ODDS_LOW_MIN = 1.2
 _EXCESS_MIN = 6
+_RAN_WELL_MINUTES = 5
+_RAN_WELL_P = 0.001
 
 
 @dataclass(frozen=True)
@@ -89,7 +93,7 @@ def _judged(scene: Scene, release: Release, what: str) -> Finding | None:
     ratio = _standardised_ratio(events, tried)
     if low < _ODDS_LOW_MIN or ratio < scene.config.ratio_min or p > scene.config.false_discovery_rate:
         return None
-    if not _got_worse(scene, what, is_new, since):
+    if not _got_worse(scene, what, is_new, since) or _ran_well(scene, what, is_new, release.first):
         return None
     return _told(scene, release, what, is_new, since, concurrent, (p, odds, low, high, ratio))
 
@@ -136,6 +140,21 @@ def _got_worse(scene: Scene, what: str, is_new: Bools, since: int) -> bool:
     observed, expected = measure.observed[:, last].sum(), measure.expected[:, last].sum()
     variance = measure.variance[:, last].sum()
     return bool(observed - expected > 3 * np.sqrt(max(variance, 0.25)) and observed > 1.3 * expected)
+
+
+def _ran_well(scene: Scene, what: str, is_new: Bools, first: int) -> bool:
+    """Whether the trouble began long after the version came: what it had before is clearly less than that would be.
+
+    The version is then no change of state that could have brought it. Counts are those of a Poisson distribution at
+    the rate since the trouble began (see `baselines.onset`).
+    """
+    measure = scene.measure("version", what).rows(is_new)
+    observed, expected, variance, trials = (array.sum(0, dtype=float) for array in measure.arrays())
+    began = int(onset((observed - expected)[None], np.maximum(variance, 0.25)[None])[0])
+    if began - first < _RAN_WELL_MINUTES:
+        return False
+    rate = observed[began:].sum() / max(float(trials[began:].sum()), 1.0)
+    return bool(stats.poisson.cdf(observed[first:began].sum(), rate * trials[first:began].sum()) < _RAN_WELL_P)
 
 
 def _told(

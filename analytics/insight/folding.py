@@ -6,6 +6,7 @@ explain nothing; they are explained, by what began in the same place at about th
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import timedelta
 
@@ -27,7 +28,7 @@ EXPLAINS: dict[str, frozenset[str]] = {
         {"latency", "slo_burn", "blast_radius", "mix_shift", "errors", "region_errors", "delivery_lag"}
     ),
     "lost_deliveries": frozenset({"errors", "traffic_drop", "delivery_lag", "slo_burn", "blast_radius"}),
-    "delivery_lag": frozenset({"latency", "slo_burn", "traffic_drop", "mix_shift"}),
+    "delivery_lag": frozenset({"latency", "slo_burn", "traffic_drop", "mix_shift", "instance", "deploy"}),
     "mix_shift": frozenset({"burst", "traffic_drop", "traffic_surge", "mix_shift"}),
     "burst": frozenset(
         {"latency", "errors", "instance", "slo_burn", "blast_radius", "hit_ratio", "traffic_surge", "delivery_lag",
@@ -93,13 +94,15 @@ def explains(cause: Finding, symptom: Finding) -> bool:
         return False
     if None not in (cause.region, symptom.region) and cause.region != symptom.region:
         return False
-    if cause.kind == "burst" and symptom.tenant_scope not in (None, cause.tenant_scope):
-        return False
-    if cause.kind == "mix_shift" and not _shifted(cause, symptom):
-        return False
-    if cause.kind == "hot_key" and not _by_the_same(cause, symptom):
-        return False
-    return cause.since <= symptom.since + _BEFORE_MAX
+    return cause.since <= symptom.since + _BEFORE_MAX and _PARTICULAR.get(cause.kind, _any)(cause, symptom)
+
+
+def _any(_cause: Finding, _symptom: Finding) -> bool:
+    return True
+
+
+def _of_its_tenant(cause: Finding, symptom: Finding) -> bool:
+    return symptom.tenant_scope in (None, cause.tenant_scope)
 
 
 def _shifted(cause: Finding, symptom: Finding) -> bool:
@@ -110,11 +113,24 @@ def _shifted(cause: Finding, symptom: Finding) -> bool:
     return symptom.tenant_scope in (gaining if symptom.kind == "burst" else set(cause.tenants) - gaining)
 
 
+def _of_one(cause: Finding, symptom: Finding) -> bool:
+    """Whether late deliveries of a tenant are all that is wrong with a host or a version: it hurts nobody else."""
+    if symptom.kind not in ("instance", "deploy"):
+        return True
+    return cause.tenant_scope is not None and {*symptom.tenants} <= {cause.tenant_scope}
+
+
 def _by_the_same(cause: Finding, symptom: Finding) -> bool:
     """Whether a hot key may bring it: what is blamed on a tenant must be blamed on the key's."""
     if symptom.kind == "noisy_neighbour":
         return f"tenant={cause.tenant_scope}" in symptom.suspects
-    return symptom.tenant_scope in (None, cause.tenant_scope)
+    return _of_its_tenant(cause, symptom)
+
+
+_PARTICULAR: dict[str, Callable[[Finding, Finding], bool]] = {
+    "burst": _of_its_tenant, "mix_shift": _shifted, "hot_key": _by_the_same, "delivery_lag": _of_one,
+}  # fmt: skip
+"""What else must hold for a cause of a kind to explain a symptom."""
 
 
 def _merged(found: list[Finding]) -> list[Finding]:
