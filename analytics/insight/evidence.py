@@ -98,7 +98,9 @@ class Grain:
         keys = parts[0].keys
         for batch in filter(len, batches):
             keys, series = _known(batch.select(dimensions), keys)
-            rows = batch.drop(dimensions).with_columns(series)
+            # A column as it came would keep all of its batch in memory.
+            minute = pl.Series("minute", batch["minute"].to_numpy(writable=True))
+            rows = batch.drop(dimensions).with_columns(series, minute)
             cells = _cells(rows) if dimensions in WITH_CELLS else parts[0].cells
             parts.append(cls.of_series(dimensions, keys, rows, cells))
         # What lies in order in the end is not copied.
