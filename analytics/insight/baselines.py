@@ -71,11 +71,19 @@ def rates(observed: Floats, trials: Floats, strata: Ints, count: int, span: Span
     of_strata = summed(observed, strata, count), summed(trials, strata, count)
     clean = clean_minutes(*of_strata, span)
     stratum_rate = (of_strata[0] * clean).sum(1) / np.maximum((of_strata[1] * clean).sum(1), 1.0)
-    mine = clean.astype(bool)[strata]
-    events, tried = (array.sum(1, where=mine, dtype=float) for array in (observed, trials))
+    events, tried = (_of_baseline(array, clean.astype(bool), strata, span) for array in (observed, trials))
     rate = (events + PRIOR_TRIALS * stratum_rate[strata]) / (tried + PRIOR_TRIALS)
     rate = np.clip(rate, 1e-5, 1 - 1e-5)[:, None]
     return Rated(observed, trials, rate.astype(observed.dtype))
+
+
+def _of_baseline(array: Floats, clean: Bools, strata: Ints, span: Span) -> Floats:
+    """Sums of each series over the clean minutes of its stratum; few strata have others in their baseline."""
+    found: Floats = array[:, : span.baseline] @ np.ones(span.baseline, dtype=array.dtype)
+    for stratum in np.flatnonzero(~clean[:, : span.baseline].all(1)):
+        mine = strata == stratum
+        found[mine] = array[mine] @ clean[stratum].astype(array.dtype)
+    return found.astype(float)
 
 
 def scan(measure: Measure | Rated, span: Span, sign: int = 1, scales: tuple[int, ...] = SCALES) -> Scan:

@@ -9,6 +9,7 @@ effective numbers of spans, (sum of weights)^2 / sum of squared weights (Kish), 
 
 from __future__ import annotations
 
+import numpy as np
 import polars as pl
 from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.proportion import test_proportions_2indep
@@ -143,4 +144,6 @@ def _ranked(counted: pl.DataFrame, sides: dict[bool, dict[str, float]], rows_max
 
 def _p(share: float, n: float, other: float, m: float) -> float:
     share, other = min(share, 1.0), min(other, 1.0)
-    return float(test_proportions_2indep(share * n, n, other * m, m, method="agresti-caffo").pvalue)
+    # A value that one side lacks: ratios are not asked for.
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return float(test_proportions_2indep(share * n, n, other * m, m, method="agresti-caffo").pvalue)

@@ -90,10 +90,10 @@ def _reached(limit: float, capacity: float, fit: tuple[float, float, float]) -> 
 
 def find(scene: Scene) -> list[Finding]:
     """A finding 'headroom' for each service and region that gets slow at less than _TOLD_MAX times its peak."""
-    panel = scene.panel("base")
+    panel = scene.coarse("base")
     keys, of = panel.groups(("region", "service_name"))
     of = np.where(panel.keys["kind"].is_in(_SERVED).to_numpy(), of, -1)
-    totals = summed(panel.counts["count"][of >= 0], of[of >= 0], keys.height)
+    totals = summed(panel.counts["count"], of, keys.height)
     enough = totals >= scene.config.volume_min
     candidates = [group for group in range(keys.height) if _varies(totals[group][enough[group]])]
     found = []
@@ -145,7 +145,7 @@ def _told(scene: Scene, names: tuple[str, ...], which: Bools, rate: Floats, room
     return Finding(
         "headroom", place, "info", telling.score(0.0, 1.0, 1.0), telling.aware(scene, 0), scene.until, effect,
         telling.confidence("F test of latency over load against a constant", room.p, None, float(rate.sum() * 60),
-                           telling.unknown_share(scene.panel("base"), which, 0)),
+                           telling.unknown_share(scene.coarse("base"), which, 0)),
         sentence, sql=telling.sql_of(scene, place, 15, figure="sum(count) / 60 AS spans_per_second, "
         "latency_quantile_ns(list(latency_buckets), 0.95) / 1e6 AS p95_ms"),
     )  # fmt: skip

@@ -6,7 +6,10 @@ decomposition (1955) splits its change into a part of rates, at the mean mix, an
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
+import polars as pl
 
 from analytics.insight import telling
 from analytics.insight.finding import Effect, Finding, Place
@@ -37,7 +40,7 @@ def kitagawa(events: Floats, trials: Floats) -> tuple[float, float]:
 
 def find(scene: Scene) -> list[Finding]:
     """A finding 'mix_shift' for each region and service that looks slow for its mix alone."""
-    panel = scene.panel("base")
+    panel = scene.coarse("base")
     serving = panel.keys["kind"].is_in(_SERVING)
     if not serving.any():
         return []
@@ -60,16 +63,26 @@ def find(scene: Scene) -> list[Finding]:
         noise = 1.4826 * float(np.median(np.abs(shares[index, before] - np.median(shares[index, before]))))
         if now - usual < _DEVIATION_MIN * max(noise, 1e-4):
             continue
-        sums = [
-            np.stack([array[mine][:, part].sum(1) for part in (minutes, before)], axis=1) for array in (crude, trials)
-        ]
-        by_rates, by_mix = kitagawa(sums[0], sums[1])
+        by_rates, by_mix = _split(scene, keys.row(index), float(threshold[index]), (minutes, before))
         if by_mix < _MIX_SHARE_MIN * (by_rates + by_mix):
             continue
         found.append(
             _told(scene, keys.row(index), now, usual, by_mix / max(by_rates + by_mix, 1e-9), noise, shares[index])
         )
     return found
+
+
+def _split(scene: Scene, names: tuple[str, ...], threshold: float, parts: Sequence[slice]) -> tuple[float, float]:
+    """`kitagawa` of the spans that a service serves in a region, by series: slow beyond a cell, in two stretches."""
+    panel = scene.panel("base")
+    region, service = names
+    of_service = telling.every({"region": region, "service_name": service}, panel.keys)
+    sub = panel.where(panel.keys["kind"].is_in(_SERVING) & pl.Series(of_service))
+    events, trials = (
+        np.stack([array[:, part].sum(1) for part in parts], axis=1)
+        for array in (sub.beyond(np.full(sub.size, threshold)), sub.counts["count"])
+    )
+    return kitagawa(events, trials)
 
 
 def by_mix_of(scene: Scene, region: str, since: int) -> tuple[float, float]:

@@ -30,14 +30,15 @@ _SERVED = ("server", "consumer")
 
 def find(scene: Scene) -> list[Finding]:
     """A finding 'slo_burn' for each objective and region that burns its budget."""
-    panel = scene.panel("base")
+    panel = scene.coarse("base")
     found = []
     for name, objective in scene.config.objectives.items():
         of_class = _of(objective, panel)
+        slow = _slow(objective, panel)
         for region in panel.keys["region"].unique().sort():
             which = of_class & (panel.keys["region"] == region).to_numpy()
             if which.any():
-                told = _burning(scene, name, objective, str(region), which)
+                told = _burning(scene, name, objective, str(region), which, slow)
                 found += [told] if told is not None else []
     return found
 
@@ -54,19 +55,19 @@ def _of(objective: Objective, panel: Panel) -> Bools:
     return served
 
 
-def _bad(panel: Panel, objective: Objective, which: Bools) -> tuple[Floats, Floats]:
-    """Bad and all spans by minute. What is slow and failed counts once at most as often as there are spans."""
-    total = panel.counts["count"][which].sum(0)
-    bad = panel.counts["errors"][which].sum(0)
-    if objective.latency_ms is not None:
-        cell = math.ceil(math.log(objective.latency_ms * 1e6) / LOG_GAMMA) // BUCKETS_PER_CELL + 1
-        bad = bad + panel.beyond(np.full(panel.size, float(cell)))[which].sum(0)
-    return np.minimum(bad, total), total
+def _slow(objective: Objective, panel: Panel) -> Floats:
+    """Spans slower than the objective's latency, by series and minute."""
+    if objective.latency_ms is None:
+        return np.zeros_like(panel.counts["count"])
+    cell = math.ceil(math.log(objective.latency_ms * 1e6) / LOG_GAMMA) // BUCKETS_PER_CELL + 1
+    return panel.beyond(np.full(panel.size, float(cell)))
 
 
-def _burning(scene: Scene, name: str, objective: Objective, region: str, which: Bools) -> Finding | None:
-    panel = scene.panel("base")
-    bad, total = _bad(panel, objective, which)
+def _burning(scene: Scene, name: str, objective: Objective, region: str, which: Bools, slow: Floats) -> Finding | None:
+    counts = scene.coarse("base").counts
+    total = counts["count"][which].sum(0)
+    # What is slow and failed counts once at most as often as there are spans.
+    bad = np.minimum(counts["errors"][which].sum(0) + slow[which].sum(0), total)
     for long, short, factor in PAIRS:
         if long > scene.span.count or total[-long:].sum() < scene.config.volume_min:
             continue
@@ -88,7 +89,7 @@ def _told(
     share = float(bad[-long:].sum() / total[-long:].sum())
     effect = Effect("bad_share", share, 1 - objective.target, rates[0])
     place = Place(region, objective.service or None, objective.operation or None)
-    panel = scene.panel("base")
+    panel = scene.coarse("base")
     sentence = (
         f"The objective {name!r} ({100 * objective.target:g} % good) burns its budget {rates[0]:.0f} times too fast in "
         f"{region} over {long} minutes ({rates[1]:.0f} times over {short}): at this pace a budget of 30 days lasts "

@@ -8,7 +8,7 @@ not compare, and a change of the mix of operations leaves their expectation righ
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import Any, NamedTuple
 
@@ -117,8 +117,9 @@ class Rated:
     def by(self, groups: Ints, count: int) -> Measure:
         """Sums over the series of each group."""
         rate = self.rate[:, 0]
-        expected, variance = (summed(self.trials, groups, count, weight) for weight in (rate, rate * (1 - rate)))
-        return Measure(summed(self.observed, groups, count), expected, variance, summed(self.trials, groups, count))
+        weights = (np.ones_like(rate), rate, rate * (1 - rate))
+        trials, expected, variance = summed_each(self.trials, groups, count, weights)
+        return Measure(summed(self.observed, groups, count), expected, variance, trials)
 
     def rows(self, which: Ints | Bools) -> Rated:
         """Some of the series."""
@@ -152,6 +153,10 @@ class Block(NamedTuple):
     cell: Ints
     spans: npt.NDArray[np.integer[Any]]
 
+    def where(self, which: Bools) -> Block:
+        """Some of them."""
+        return Block(*(array[which] for array in self))
+
 
 @dataclass(frozen=True)
 class Cells:
@@ -180,7 +185,21 @@ class Cells:
             minute = part["minute"].to_numpy() - self.start
             block = Block(series, minute, part["cell"].to_numpy() - _FIRST_CELL, part["spans"].to_numpy())
             known = series >= 0
-            yield block if known.all() else Block(*(array[known] for array in block))
+            yield block if known.all() else block.where(known)
+
+    def summed(self, groups: Ints, count: int) -> Cells:
+        """Those of each group of series of the panel: its series are the groups."""
+        parts = [CELLS_SCHEMA.to_frame()]
+        for series, minute, cell, spans in self.blocks():
+            first = int(minute.min(initial=0))
+            at = ((minute - first).astype(np.intp) * count + groups[series]) * CELLS + cell
+            size = (int(minute.max(initial=0)) - first + 1) * count * CELLS
+            filled, total = _totals(at, spans, size)
+            place, of_cell = np.divmod(filled, CELLS)
+            of_minute, group = np.divmod(place, count)
+            columns = {"minute": of_minute + first + self.start, "series": group, "cell": of_cell + _FIRST_CELL}
+            parts.append(pl.DataFrame({**columns, "spans": total}).cast(CELLS_SCHEMA))
+        return Cells(pl.concat(parts), np.arange(count), self.start)
 
 
 @dataclass(frozen=True)
@@ -194,6 +213,7 @@ class Panel:
     keys: pl.DataFrame
     counts: Counts
     cells: Cells
+    _grouped_by: dict[tuple[str, ...], tuple[pl.DataFrame, Ints]] = field(default_factory=dict, init=False, repr=False)
 
     @classmethod
     def of(cls, grain: Grain, span: Span) -> Panel:
@@ -218,11 +238,11 @@ class Panel:
         mask = which.fill_null(value=False).to_numpy()
         # The last one is for series of none, of which the number is -1.
         renumbered = np.append(np.where(mask, np.cumsum(mask) - 1, -1), -1)
-        return replace(
-            self,
-            keys=self.keys.filter(which.fill_null(value=False)),
-            counts=Counts(lambda name: self.counts[name][mask]),
-            cells=replace(self.cells, number=renumbered[self.cells.number]),
+        return Panel(
+            self.span,
+            self.keys.filter(which.fill_null(value=False)),
+            Counts(lambda name: self.counts[name][mask]),
+            replace(self.cells, number=renumbered[self.cells.number]),
         )
 
     @property
@@ -234,9 +254,17 @@ class Panel:
         """The different values of `by` (a row each) and which of them each series belongs to."""
         if not by:
             return pl.DataFrame({"all": [""]}), np.zeros(self.size, dtype=np.intp)
-        values = self.keys.select(by).unique(maintain_order=True).with_row_index("group")
-        found = self.keys.join(values, on=list(by), how="left", nulls_equal=True, maintain_order="left")
-        return values.drop("group"), found["group"].to_numpy().astype(np.intp)
+        if tuple(by) not in self._grouped_by:
+            values = self.keys.select(by).unique(maintain_order=True).with_row_index("group")
+            found = self.keys.join(values, on=list(by), how="left", nulls_equal=True, maintain_order="left")
+            self._grouped_by[tuple(by)] = values.drop("group"), found["group"].to_numpy().astype(np.intp)
+        return self._grouped_by[tuple(by)]
+
+    def coarse(self, by: Sequence[str]) -> Panel:
+        """The same summed up to the values of `by`: far fewer cells, for what needs no more."""
+        keys, of = self.groups(by)
+        counts = Counts(lambda name: summed(self.counts[name], of, keys.height))
+        return Panel(self.span, keys, counts, self.cells.summed(of, keys.height))
 
     def thresholds(self, strata: Ints, count: int) -> Floats:
         """The cells of SLOW and VERY_SLOW in the baseline of each stratum: an array of 2 x strata."""
@@ -246,10 +274,16 @@ class Panel:
 
     def beyond(self, cells: Floats) -> Floats:
         """Spans longer than the cell given for each series, by series and minute."""
-        found = np.zeros((self.size, self.span.count), dtype=np.float32)
+        return self.beyond_each([cells])[0]
+
+    def beyond_each(self, limits: Sequence[Floats]) -> list[Floats]:
+        """As `beyond`, of several limits, none of them below that before it, in one pass."""
+        found = [np.zeros((self.size, self.span.count), dtype=np.float32) for _ in limits]
         for block in self.cells.blocks():
-            slow = block.cell > cells[block.series]
-            _add(found, block.series[slow], block.minute[slow], block.spans[slow])
+            left = block
+            for array, cells in zip(found, limits, strict=True):
+                left = left.where(left.cell > cells[left.series])
+                _add(array, left.series, left.minute, left.spans)
         return found
 
     def spreads(self, groups: Ints, count: int, minutes: slice) -> Floats:
@@ -326,17 +360,39 @@ def dense(span: Span, frame: pl.DataFrame, keys: pl.DataFrame, column: str) -> F
     return _dense(at, numbered[column].to_numpy(), (keys.height, span.count))
 
 
-def summed(array: Floats, groups: Ints, count: int, weights: Floats | None = None) -> Floats:
-    """Sums of the rows of each group, each row times its weight: an array of count x columns."""
-    ones = np.ones(len(groups), dtype=array.dtype) if weights is None else weights.astype(array.dtype)
-    picking = sparse.csr_matrix((ones, (groups, np.arange(len(groups)))), shape=(count, len(groups)))
+def summed(array: Floats, groups: Ints, count: int) -> Floats:
+    """Sums of the rows of each group: an array of count x columns. Group -1 is left out."""
+    inside = np.flatnonzero(groups >= 0)
+    ones = np.ones(len(inside), dtype=array.dtype)
+    picking = sparse.csr_matrix((ones, (groups[inside], inside)), shape=(count, len(groups)))
     found: Floats = picking @ array
+    return found
+
+
+def summed_each(array: Floats, groups: Ints, count: int, weights: Sequence[Floats]) -> Floats:
+    """Sums of the rows of each group, each row times its weight, for several weights in one pass over the array: an
+    array of weights x count x columns."""
+    data = np.stack(weights, axis=1).astype(array.dtype).reshape(-1)
+    rows = (groups[:, None] + count * np.arange(len(weights))).reshape(-1)
+    starts = len(weights) * np.arange(len(groups) + 1)
+    picking = sparse.csc_matrix((data, rows, starts), shape=(len(weights) * count, len(groups)))
+    found: Floats = (picking @ array).reshape(len(weights), count, -1)
     return found
 
 
 def _add(array: Floats, series: Ints, minute: Ints, values: npt.NDArray[Any]) -> None:
     """Add values to an array of series x minutes."""
     np.add.at(array.reshape(-1), series * array.shape[1] + minute, values.astype(array.dtype))
+
+
+def _totals(at: Ints, values: npt.NDArray[Any], size: int) -> tuple[Ints, Floats]:
+    """The different numbers below `size`, in order, and the sum of the values of each."""
+    if size <= 8 * len(at):
+        total = np.bincount(at, weights=values, minlength=size)
+        filled: Ints = np.flatnonzero(total)
+        return filled, total[filled]
+    filled, of = np.unique(at, return_inverse=True)
+    return filled, np.bincount(of, weights=values, minlength=len(filled))
 
 
 def _dense(at: Ints, values: npt.NDArray[Any], shape: tuple[int, int]) -> Floats:

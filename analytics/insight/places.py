@@ -167,9 +167,9 @@ def _winsorised_ns(scene: Scene, which: Bools, minutes: slice) -> Floats:
     One bound for all: what waits for a call is not longer by it than the call.
     """
     panel = scene.panel("base")
-    keys, strata = panel.groups(STRATA["base"])
+    _, strata = panel.groups(STRATA["base"])
     timed = which & panel.keys["kind"].is_in([*_CALLING, *_SERVING]).to_numpy()
-    bound = panel.thresholds(strata, keys.height)[1][strata[timed]].max(initial=0)
+    bound = scene.thresholds("base")[1][strata[timed]].max(initial=0)
     found = np.zeros(panel.size)
     for block in panel.cells.blocks(slice(*minutes.indices(scene.span.count)[:2])):
         times = block.spans * cell_values_ns(np.minimum(block.cell, bound))

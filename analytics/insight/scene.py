@@ -23,6 +23,7 @@ STRATA = {
     "version": ("region", "service_name", "operation", "kind"),
     "destination": ("region", "component", "operation", "kind"),
 }
+_SLOW = ("slow", "very_slow")
 SHARES = ("slow", "very_slow", "errors", "misses")
 RATIOS = {"very_slow": 2.0, "errors": 2.0, "missing": 3.0}
 """Ratios to the usual that are worth telling, where they are larger than `ratio_min`: what is rare varies more."""
@@ -57,7 +58,9 @@ class Scene:
         minutes = 0 if first is None else int((end - first) / timedelta(minutes=1))
         self.span = Span.until(end, max(0, min(minutes, config.history_minutes)), config.recent_minutes)
         self._panels: dict[str, Panel] = {}
+        self._coarse: dict[str, Panel] = {}
         self._thresholds: dict[str, Floats] = {}
+        self._counted: dict[tuple[str, str], Floats] = {}
         self._measures: dict[tuple[str, str], Rated] = {}
         self._levels: dict[tuple[str, str, tuple[str, ...], int], Groups] = {}
 
@@ -73,6 +76,19 @@ class Scene:
             self._panels[name] = Panel.of(grain, self.span)
         return self._panels[name]
 
+    def coarse(self, name: str) -> Panel:
+        """A panel summed up to its STRATA."""
+        if name not in self._coarse:
+            self._coarse[name] = self.panel(name).coarse(STRATA[name])
+        return self._coarse[name]
+
+    def thresholds(self, name: str) -> Floats:
+        """The cells beyond which spans are slow and very slow, by stratum (see `Panel.thresholds`)."""
+        if name not in self._thresholds:
+            strata = self.coarse(name)
+            self._thresholds[name] = strata.thresholds(np.arange(strata.size), strata.size)
+        return self._thresholds[name]
+
     def measure(self, name: str, what: str) -> Rated:
         """One of SHARES of a panel, with what was to be expected of each of its series."""
         key = (name, what)
@@ -80,23 +96,29 @@ class Scene:
             panel = self.panel(name)
             strata_keys, strata = panel.groups(STRATA[name])
             trials = panel.counts["count"]
-            if what in ("slow", "very_slow"):
-                if name not in self._thresholds:
-                    self._thresholds[name] = panel.thresholds(strata, strata_keys.height)
-                observed = panel.beyond(self._thresholds[name][int(what == "very_slow")][strata])
+            if what in _SLOW:
+                observed = self._slow(name, what, strata)
             elif what == "misses":
                 observed, trials = panel.counts["misses"], panel.counts["misses"] + panel.counts["hits"]
             else:
-                observed = np.maximum(panel.counts[what] - self._over_quota(name), 0)
+                observed = self._failed(name)
             self._measures[key] = baselines.rates(observed, trials, strata, strata_keys.height, self.span)
         return self._measures[key]
 
-    def _over_quota(self, name: str) -> Floats:
-        """Errors of callers over their quota, by series and minute; known of panel base."""
+    def _slow(self, name: str, what: str, strata: Ints) -> Floats:
+        """Spans beyond one of `thresholds`; both are counted at once, and kept until they are asked for."""
+        if (name, what) not in self._counted:
+            both = self.panel(name).beyond_each([cells[strata] for cells in self.thresholds(name)])
+            self._counted |= {(name, each): array for each, array in zip(_SLOW, both, strict=True)}
+        return self._counted.pop((name, what))
+
+    def _failed(self, name: str) -> Floats:
+        """Errors by series and minute; without those of callers over their quota, which panel base knows."""
         panel, errors = self.panel(name), self.panel("error")
-        if name != "base" or not errors.size:
-            return np.zeros((1, 1), dtype=np.float32)
-        quota = errors.where(errors.keys["error_type"].is_in(OVER_QUOTA))
+        of_quota = errors.keys["error_type"].is_in(OVER_QUOTA)
+        if name != "base" or not of_quota.any():
+            return panel.counts["errors"]
+        quota = errors.where(of_quota)
         by = ["region", "tenant", "service_name", "operation", "kind"]
         # Series that differ by their component alone share what is known of both.
         series = panel.keys.select(by).with_row_index("series").unique(by, keep="first")
@@ -104,7 +126,7 @@ class Scene:
         found = np.zeros((panel.size, self.span.count), dtype=np.float32)
         known = at.is_not_null().to_numpy()
         np.add.at(found, at.drop_nulls().to_numpy(), quota.counts["errors"][known])
-        return found
+        return np.maximum(panel.counts["errors"] - found, 0)
 
     @cached_property
     def demand(self) -> tuple[pl.DataFrame, Floats]:

@@ -24,6 +24,7 @@ LIMIT_RATIO = 20.0
 _MINUTES = (8, 12, 18, 25, 40)
 _TAU_MIN = 0.6
 _RISE_MIN = 1.5
+_SLOW_RATIO_MIN = 1.3
 _COUNT_PER_MINUTE_MIN = 10
 _BY = ("region", "service_name", "host")
 _SERVING = ("server", "consumer")
@@ -46,12 +47,15 @@ def find(scene: Scene) -> list[Finding]:
         return []
     serving = panel.keys["kind"].is_in(_SERVING).to_numpy()
     keys, of = panel.groups(_BY)
-    count = summed(panel.counts["count"][serving], of[serving], keys.height)
+    count = summed(panel.counts["count"], np.where(serving, of, -1), keys.height)
     slow = scene.level("host", "slow", _BY)
     busiest = count[:, -8:].min(1) >= _COUNT_PER_MINUTE_MIN
-    typical = _typical_ns(scene, of, keys.height, serving)
+    candidates = busiest & (slow.scan.ratio > _SLOW_RATIO_MIN)
+    if not candidates.any():
+        return []
+    typical = _typical_ns(scene, of, keys.height, serving & candidates[of])
     found = []
-    for index in np.flatnonzero(busiest & (slow.scan.ratio > 1.3)):
+    for index in np.flatnonzero(candidates):
         value = typical[index]
         ramp = rising(value, float(np.nanmedian(value[: scene.span.baseline])))
         if ramp is not None:
@@ -59,9 +63,10 @@ def find(scene: Scene) -> list[Finding]:
     return found
 
 
-def _typical_ns(scene: Scene, of: Ints, count: int, serving: Bools) -> Floats:
-    """The typical duration in ns by group of series and minute: of the mean cell, so that outliers weigh little."""
-    return cell_values_ns(scene.panel("host").mean_cell(of, count, serving))
+def _typical_ns(scene: Scene, of: Ints, count: int, which: Bools) -> Floats:
+    """The typical duration in ns by group of some series and minute: of the mean cell, so that outliers weigh
+    little."""
+    return cell_values_ns(scene.panel("host").mean_cell(of, count, which))
 
 
 def rising(values: Floats, usual: float) -> Ramp | None:
@@ -72,6 +77,8 @@ def rising(values: Floats, usual: float) -> Ramp | None:
             continue
         y = np.log(values[-minutes:])
         x = np.arange(minutes, dtype=float)
+        if concordance(y) < _TAU_MIN - 1e-6:
+            continue
         tau, p = stats.kendalltau(x, y)
         if tau < _TAU_MIN or p > 0.001:
             continue
@@ -82,6 +89,12 @@ def rising(values: Floats, usual: float) -> Ramp | None:
         to_go = np.log(LIMIT_RATIO * usual) - float(y[-3:].mean())
         best = Ramp(minutes, rise, float(p), (max(to_go / high, 0.0), max(to_go / low, 0.0)))
     return best
+
+
+def concordance(y: Floats) -> float:
+    """Kendall's tau of values and their order, without a p value: most series rise too little to ask for one."""
+    signs = np.sign(y[:, None] - y[None, :])[np.tril_indices(len(y), -1)]
+    return float(signs.sum() / np.sqrt(len(signs) * max(np.count_nonzero(signs), 1)))
 
 
 def _is_ramp(y: Floats, x: Floats, slope: float, intercept: float) -> bool:
