@@ -51,7 +51,7 @@ def maps(*rows: dict[int, int]) -> pl.Series:
 def test_every_bound_falls_into_its_bucket_and_the_next_number_into_the_next() -> None:
     bounds = [bound for bound in upper_bounds() if bound < EXACT_BELOW_NS]
     assert len(bounds) > 1400
-    first_of = {}
+    first_of: dict[int, int] = {}
     for index, bound in enumerate(bounds):
         first_of.setdefault(bound, index)
     assert index_of(*first_of) == list(first_of.values())
