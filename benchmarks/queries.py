@@ -1,13 +1,12 @@
 """Queries of stored spans: milliseconds each, and bytes a span, at growing sizes.
 
     python -m benchmarks.queries [--spans 1000000 5000000] [--large 100000000] [--unsorted] [--json FILE]
+    python -m benchmarks.queries --large 100000000 --keep FOLDER
+    python -m benchmarks.queries --ask FOLDER
 
-Simulated spans of 48 tenants, about 1000 a second up to now, in segments of SEGMENT_SPANS, merged as a collector
-merges them. After the first PATTERN_SPANS, spans repeat with other ids at later times. Each figure is the median and
-the worst of several runs on one connection, of which the first reads the files' footers.
-
---large adds a size at which traces only are looked for: spans are stored and merged up to LARGE_FILE_SPANS, and that
-file is then written again and again with other ids and earlier times.
+The lakes are those of `stored`. Each figure is the median and the worst of several runs on one connection, of which the
+first reads the files' footers; peak memory is that of a process that asks these questions and does nothing else. A
+folder that was kept can be asked again.
 """
 
 from __future__ import annotations
@@ -15,40 +14,23 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
-from itertools import chain
+from collections.abc import Sequence
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
-
-from analytics import jobs
 from benchmarks.machine import describe
-from collector.config import Config, MappingConfig
-from collector.decode.decoder import Decoder
-from collector.lake import maintain, retention
+from benchmarks.stored import fill, fill_large
 from collector.lake.lake import Lake
 from collector.lake.location import Location
-from collector.lake.merging import MEMORY_BYTES_MAX, open_for_upkeep
-from collector.lake.order import by_tenant_and_time
-from collector.lake.rewrite import ROWS_PER_GROUP
-from collector.lake.segments import new_file, write_segment
-from collector.pipeline import TraceRequest
-from collector.spans import SPAN_SCHEMA
-from sample_data.emit_files import requests
 
-PATTERN_SPANS = 250_000
-SEGMENT_SPANS = 20_480
-OPERATIONS_PER_SECOND = 290.0
 TRACES = 9
 RUNS = 7
-LARGE_FILE_SPANS = 5_000_000
 THREADS = 2
-IDS = ("trace_id", "span_id", "parent_span_id")
 
 ROLLUPS = """
 SELECT tenant, region, sum(count), sum(errors), latency_quantile_ns(list(latency_buckets), 0.95)
@@ -62,157 +44,54 @@ sums AS (SELECT tenant, region, cell.key AS bucket, sum(cell.value)::BIGINT AS s
 SELECT tenant, region, sum(spans), latency_quantile_ns([map_from_entries(list((bucket, spans)))], 0.95)
 FROM sums GROUP BY ALL
 """
+A_TRACE = """
+SELECT trace_id, start_time::TIMESTAMP FROM spans
+WHERE start_time >= $1::TIMESTAMP AND start_time < $1::TIMESTAMP + INTERVAL 10 SECONDS ORDER BY hash(span_id) LIMIT 1
+"""
+A_TENANT = "SELECT tenant FROM spans WHERE start_time >= ? GROUP BY tenant ORDER BY count(*) DESC LIMIT 1 OFFSET 8"
 SLOWEST = "SELECT * FROM spans WHERE tenant = ? AND start_time >= ? ORDER BY duration_ns DESC LIMIT 100"
 ATTRIBUTE = "SELECT count(*) FROM spans WHERE start_time >= ? AND attributes['db.system.name'] = 'redis'"
 
 
-def pattern(start_second: int) -> tuple[list[pa.Table], int]:
-    """Segments of simulated spans, and the nanoseconds they take."""
-    decoder, waiting, found = Decoder(MappingConfig()), list[TraceRequest](), list[pa.Table]()
-    stream = requests(1, PATTERN_SPANS, operations_per_second=OPERATIONS_PER_SECOND, start_second=start_second)
-    per_segment = SEGMENT_SPANS // 512
-    for number, payload in enumerate(stream):
-        waiting.append(TraceRequest(payload, start_second * 10**9 + number * 400_000_000))
-        if len(waiting) == per_segment:
-            batch = decoder.decode(waiting).spans
-            found.append(pa.Table.from_batches([batch]).unify_dictionaries().combine_chunks())
-            waiting = []
-    times = pa.concat_tables([table.select(["start_time"]) for table in found]).column(0).cast(pa.int64())
-    return found, pc.max(times).as_py() - pc.min(times).as_py()
-
-
-def repeated(segments: Sequence[pa.Table], length_ns: int, count: int) -> Iterator[pa.Table]:
-    """Segments of at least `count` spans in order of time; ids of later rounds are those of the first, rotated."""
-    done = number = 0
-    while done < count:
-        for segment in segments:
-            table = later(turned(segment, number), number * length_ns)
-            yield table
-            done += table.num_rows
-            if done >= count:
-                break
-        number += 1
-
-
-def turned(table: pa.Table, by: int) -> pa.Table:
-    """The same spans with other ids: their digits rotated."""
-    for name in IDS if by else ():
-        ids = table.column(name)
-        digits = pc.binary_join_element_wise(pc.utf8_slice_codeunits(ids, by), pc.utf8_slice_codeunits(ids, 0, by), "")
-        table = table.set_column(table.schema.get_field_index(name), table.schema.field(name), digits)
-    return table
-
-
-def numbered(table: pa.Table, number: int) -> pa.Table:
-    """The same spans with other ids: their first two digits are a number."""
-    for name in IDS:
-        ids = pc.binary_join_element_wise(f"{number:02x}", pc.utf8_slice_codeunits(table.column(name), 2), "")
-        table = table.set_column(table.schema.get_field_index(name), table.schema.field(name), ids)
-    return table
-
-
-def later(table: pa.Table, by_ns: int) -> pa.Table:
-    """The same spans at other times."""
-    for name in ("start_time", "received_at"):
-        times = pc.add(table.column(name).cast(pa.int64()), by_ns).cast(pa.timestamp("ns"))
-        table = table.set_column(table.schema.get_field_index(name), table.schema.field(name), times)
-    return table
-
-
-def fill(location: Location, spans: int, *, is_sorted: bool) -> dict[str, float]:
-    """Store, merge and roll up; what storage and merges take."""
-    store(location, spans, is_sorted=is_sorted)
-    sizes = merge(location)
-    with Lake(location, read_only=False) as lake:
-        jobs.run_once(lake, Config())
-    return sizes
-
-
-def store(location: Location, spans: int, *, is_sorted: bool) -> None:
-    """Segments of `spans` spans up to now, as a collector registers them."""
-    segments, length_ns = pattern(0)
-    rounds = -(-spans // sum(segment.num_rows for segment in segments))
-    start_ns = time.time_ns() - rounds * length_ns
-    with Lake(location, read_only=False) as lake:
-        jobs.prepare(lake)
-        maintain.configure(lake)
-        for table in repeated(segments, length_ns, spans):
-            rows = later(table, start_ns).combine_chunks()
-            ordered = by_tenant_and_time(rows) if is_sorted else rows
-            path = write_segment(ordered, location.files / "main" / "spans")
-            with lake.write() as transaction:
-                transaction.add_files("spans", [path])
-
-
-def merge(location: Location) -> dict[str, float]:
-    """Merge what is due; what storage and merges take."""
-    with open_for_upkeep(location, MEMORY_BYTES_MAX[0]) as lake:
-        begun, longest = time.process_time(), 0.0
-        while True:
-            started = time.perf_counter()
-            if not maintain.merge_once(lake, "spans"):
-                break
-            longest = max(longest, time.perf_counter() - started)
-        cpu_seconds = time.process_time() - begun
-    sizes = stored(location)
-    rate = {"spans merged per CPU-second": round(sizes["spans"] / cpu_seconds), "longest merge, s": round(longest, 1)}
-    return sizes | rate
-
-
-def stored(location: Location) -> dict[str, float]:
-    with Lake(location, read_only=True) as lake, lake.read() as reader:
-        files = [file for file in retention.live_files(reader, location.files) if file.table == "spans"]
-    rows = sum(file.rows for file in files)
-    size = sum(file.size_bytes for file in files)
-    return {"spans": rows, "files": len(files), "bytes a span": round(size / rows, 1)}
-
-
-def copy(location: Location, spans: int) -> None:
-    """Write the one file of spans again, each time with other ids at earlier times, until there are `spans`."""
-    labels = [column.name for column in SPAN_SCHEMA if pa.types.is_dictionary(column.type)]
-    with Lake(location, read_only=False) as lake:
-        with lake.read() as reader:
-            path, rows, first_ns, last_ns = reader.row(
-                "SELECT filename, count(*), min(epoch_ns(start_time)), max(epoch_ns(start_time)) FROM spans GROUP BY 1"
-            )
-        for number in range(1, -(-spans // rows)):
-            with pq.ParquetFile(path, read_dictionary=labels) as source:
-                groups = (source.read_row_group(group, SPAN_SCHEMA.names) for group in range(source.num_row_groups))
-                tables = (later(numbered(group, number), number * (first_ns - last_ns)) for group in groups)
-                first = next(tables)
-                with new_file(Path(path).parent, "copy", first, ROWS_PER_GROUP) as new:
-                    for table in chain([first], tables):
-                        new.writer.write_table(table, row_group_size=ROWS_PER_GROUP)
-            with lake.write() as transaction:
-                transaction.add_files("spans", [new.path])
-            print(f"{(number + 1) * rows:,} spans", flush=True)
-
-
 def measured(lake: Lake, runs: Sequence[tuple[str, Sequence[Any]]]) -> dict[str, float]:
-    """Milliseconds of these statements with their parameters."""
-    taken = []
+    """Milliseconds of these statements with their parameters, by the clock and of CPU."""
+    taken, used = [], []
     for sql, parameters in runs:
         with lake.read() as reader:
-            begun = time.perf_counter()
+            begun, begun_cpu = time.perf_counter(), time.process_time()
             rows = reader.rows(sql, parameters)
             taken.append((time.perf_counter() - begun) * 1000)
+            used.append((time.process_time() - begun_cpu) * 1000)
         assert rows, sql
-    return {"median ms": round(statistics.median(taken)), "worst ms": round(max(taken))}
+    return {
+        "median ms": round(statistics.median(taken)),
+        "worst ms": round(max(taken)),
+        "median CPU ms": round(statistics.median(used)),
+    }
 
 
-def queries(location: Location, *, traces_only: bool = False) -> dict[str, dict[str, float]]:
+def asked(location: Location) -> dict[str, Any]:
+    """What `queries` finds, in a process of its own, and the memory of that."""
+    command = [sys.executable, "-m", "benchmarks.queries", "--ask", str(location.root)]
+    found: dict[str, Any] = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)
+    return found
+
+
+def peak_mib() -> int:
+    """The most memory that this process has had, in MiB; getrusage() would count the parent's from before the start."""
+    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+    return next(int(line.split()[1]) >> 10 for line in lines if line.startswith("VmHWM:"))
+
+
+def queries(location: Location) -> dict[str, dict[str, float]]:
+    """Milliseconds of each question to a lake, its newest spans being those of now."""
     with Lake(location, read_only=True, threads=THREADS, memory_bytes_max=2**30) as lake:
         with lake.read() as reader:
-            traces = reader.rows(
-                "SELECT trace_id, min(start_time)::TIMESTAMP FROM spans WHERE hash(span_id) % 4096 = 0 "
-                f"GROUP BY trace_id ORDER BY hash(trace_id) LIMIT {TRACES}"
-            )
-            newest = reader.row("SELECT max(start_time)::TIMESTAMP FROM spans")[0]
-            (tenant,) = reader.row("SELECT tenant FROM spans GROUP BY tenant ORDER BY count(*) DESC LIMIT 1 OFFSET 8")
-            recent, hour = reader.row(
-                "SELECT ?::TIMESTAMP - INTERVAL 15 MINUTE, ?::TIMESTAMP - INTERVAL 1 HOUR", [newest, newest]
-            )
-        found = {
+            oldest, newest = reader.row("SELECT min(start_time)::TIMESTAMP, max(start_time)::TIMESTAMP FROM spans")
+            traces = [reader.row(A_TRACE, [oldest + (newest - oldest) * (n + 0.5) / TRACES]) for n in range(TRACES)]
+            recent, hour = newest - timedelta(minutes=15), newest - timedelta(hours=1)
+            (tenant,) = reader.row(A_TENANT, [recent])
+        return {
             "a trace by id": measured(lake, [(f"FROM trace('{trace}')", []) for trace, _ in traces]),
             "a trace by id and about its time": measured(
                 lake,
@@ -221,10 +100,6 @@ def queries(location: Location, *, traces_only: bool = False) -> dict[str, dict[
                     for trace, moment in traces
                 ],
             ),
-        }
-        if traces_only:
-            return found
-        return found | {
             "every tenant's last 15 minutes, from rollups": measured(lake, [(ROLLUPS, [recent])] * RUNS),
             "the same, buckets summed before the quantile": measured(lake, [(ROLLUPS_SUMMED, [recent])] * RUNS),
             "a tenant's 100 slowest spans of 15 minutes": measured(lake, [(SLOWEST, [tenant, recent])] * RUNS),
@@ -234,30 +109,42 @@ def queries(location: Location, *, traces_only: bool = False) -> dict[str, dict[
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--spans", type=int, nargs="+", default=[1_000_000, 5_000_000])
-    parser.add_argument("--large", type=int, help="a further size, of copies, for traces only")
+    parser.add_argument("--spans", type=int, nargs="+")
+    parser.add_argument("--large", type=int, help="a further size, most of it copies of one file")
+    parser.add_argument("--keep", type=Path, help="a new folder for the lake of --large, which stays")
+    parser.add_argument("--ask", type=Path, help="ask a lake that was kept, and nothing else")
     parser.add_argument("--unsorted", action="store_true", help="store in the order of arrival")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
+    if arguments.ask:
+        print(json.dumps(queries(Location(arguments.ask)) | {"peak memory, MiB": peak_mib()}, indent=2))
+        return
     results: dict[str, object] = {"machine": describe()}
-    for spans in arguments.spans:
+    for spans in arguments.spans or ([] if arguments.large else [1_000_000, 5_000_000]):
         with tempfile.TemporaryDirectory() as folder:
-            location = Location(Path(folder) / "data")
-            location.prepare()
+            location = made(Path(folder) / "data")
             sizes = fill(location, spans, is_sorted=not arguments.unsorted)
-            results[f"{spans:,}"] = sizes | queries(location)
-            print(json.dumps(results[f"{spans:,}"], indent=2), flush=True)
+            results[f"{spans:,}"] = show(sizes | asked(location))
     if arguments.large:
         with tempfile.TemporaryDirectory() as folder:
-            location = Location(Path(folder) / "data")
-            location.prepare()
-            store(location, LARGE_FILE_SPANS, is_sorted=True)
-            merge(location)
-            copy(location, arguments.large)
-            results[f"{arguments.large:,}"] = stored(location) | queries(location, traces_only=True)
-            print(json.dumps(results[f"{arguments.large:,}"], indent=2), flush=True)
+            location = made(arguments.keep or Path(folder) / "data")
+            sizes = fill_large(location, arguments.large)
+            results[f"{arguments.large:,}"] = show(sizes | asked(location))
     if arguments.json:
         arguments.json.write_text(json.dumps(results, indent=2), encoding="utf-8")
+
+
+def made(folder: Path) -> Location:
+    """A data folder that is there."""
+    location = Location(folder)
+    location.prepare()
+    return location
+
+
+def show(found: dict[str, Any]) -> dict[str, Any]:
+    """Print what was found, and give it back."""
+    print(json.dumps(found, indent=2), flush=True)
+    return found
 
 
 if __name__ == "__main__":

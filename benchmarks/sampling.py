@@ -20,7 +20,7 @@ from typing import Any
 import polars as pl
 
 from benchmarks.machine import describe
-from benchmarks.queries import later, pattern, repeated
+from benchmarks.stored import later, pattern, repeated
 from collector.config import SamplingConfig
 from collector.lake import maintain, sampling
 from collector.lake.lake import Lake, Reader

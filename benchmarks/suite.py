@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from analytics import jobs
-from benchmarks import baselines, ingest, process, queries, rollup
+from benchmarks import baselines, ingest, process, queries, rollup, stored
 from benchmarks.baselines import DUCKDB, PARQUET, PROTOBUF, UNIT
 from benchmarks.machine import describe
 from benchmarks.report import Row, as_json, median_row, table, with_ratios
@@ -101,11 +101,11 @@ def measure_stored(plan: Plan) -> Iterator[Row]:
         with tempfile.TemporaryDirectory() as folder:
             location = Location(Path(folder) / "data")
             location.prepare()
-            stored = queries.fill(location, size, is_sorted=True)
+            sizes = stored.fill(location, size, is_sorted=True)
             name = f"{size:,} stored"
-            yield Row(f"merges, {name}", stored["spans merged per CPU-second"], UNIT, "more", PARQUET)
-            yield Row(f"longest merge, {name}", stored["longest merge, s"], "s", "less")
-            yield Row(f"size, {name}", stored["bytes a span"], "bytes/span", "less")
+            yield Row(f"merges, {name}", sizes["spans merged per CPU-second"], UNIT, "more", PARQUET)
+            yield Row(f"longest merge, {name}", sizes["longest merge, s"], "s", "less")
+            yield Row(f"size, {name}", sizes["bytes a span"], "bytes/span", "less")
             for query, taken in queries.queries(location).items():
                 yield Row(f"{query}, {name}", taken["median ms"], "ms", "less")
                 yield Row(f"{query}, worst, {name}", taken["worst ms"], "ms", "less")

@@ -12,6 +12,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -40,14 +41,14 @@ def main(argv: Sequence[str]) -> None:
         (folder / f"{name}.jsonl").write_bytes(b"".join(to_json(r) + b"\n" for r in requests))
 
 
-def capture_redis(conventions: str = "") -> list[bytes]:
-    """Requests of `workloads.redis_cache` under zero-code instrumentation.
+def capture_redis(conventions: str = "", rounds: int = 1) -> list[bytes]:
+    """Requests of so many rounds of `workloads.redis_cache` under zero-code instrumentation, 30 to 36 spans each.
 
     `conventions` is the value of OTEL_SEMCONV_STABILITY_OPT_IN; empty for the instrumentation's default.
     """
     with OtlpReceiver() as receiver, _redis_server() as port:
         environment = _environment(receiver.endpoint, "profile-api") | {"OTEL_SEMCONV_STABILITY_OPT_IN": conventions}
-        _run([*_INSTRUMENTED, "-m", "sample_data.workloads.redis_cache", str(port)], environment)
+        _run([*_INSTRUMENTED, "-m", "sample_data.workloads.redis_cache", str(port), str(rounds)], environment)
         return receiver.requests
 
 
@@ -56,15 +57,16 @@ def capture_redis_stable() -> list[bytes]:
     return capture_redis("database")
 
 
-def capture_nats() -> list[bytes]:
-    """Requests of one publisher and two subscribers of `workloads.nats_topics`, each a process."""
+def capture_nats(messages: int = 30) -> list[bytes]:
+    """Requests of one publisher and two subscribers of `workloads.nats_topics`, each a process: 3 spans a message."""
     workload = [*_INSTRUMENTED, "-m", "sample_data.workloads.nats_topics"]
     with OtlpReceiver() as receiver, _nats_server() as port:
+        server = [str(port), str(messages)]
         subscribers = [
-            _subscriber([*workload, "subscribe", str(port), group], _environment(receiver.endpoint, group))
+            _subscriber([*workload, "subscribe", *server, group], _environment(receiver.endpoint, group))
             for group in ("billing", "search-index")
         ]
-        _run([*workload, "publish", str(port)], _environment(receiver.endpoint, "orders-api"))
+        _run([*workload, "publish", *server], _environment(receiver.endpoint, "orders-api"))
         for process in subscribers:
             process.communicate(timeout=_RUN_SECONDS_MAX)
             _check(process.returncode, process.args)
@@ -118,8 +120,9 @@ def _nats_server() -> Iterator[int]:
     with tempfile.TemporaryDirectory() as folder:
         command = ["nats-server", "--addr", "127.0.0.1", "--port", "-1", "--ports_file_dir", folder]
         with _server(command, "Server is ready", folder):
-            (ports,) = Path(folder).glob("*.ports")
-            url: str = orjson.loads(ports.read_bytes())["nats"][0]
+            while not (ports := [path for path in Path(folder).glob("*.ports") if path.stat().st_size]):
+                time.sleep(0.05)  # It is written after the server says that it is ready.
+            url: str = orjson.loads(ports[0].read_bytes())["nats"][0]
             yield int(url.rsplit(":", 1)[1])
 
 

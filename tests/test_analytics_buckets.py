@@ -1,11 +1,13 @@
 """Latency buckets: the mapping, its error bound, and quantiles of merged buckets."""
 
 from collections import Counter
+from collections.abc import Iterator
 
+import duckdb
 import numpy as np
 import polars as pl
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from analytics.buckets import (
@@ -19,6 +21,7 @@ from analytics.buckets import (
     quantile_name,
     quantiles,
 )
+from analytics.definitions import ANALYTICS_DEFINITIONS
 
 DURATIONS = st.one_of(st.integers(0, 200), st.integers(0, 10**10), st.integers(0, 2**63 - 1))
 SLACK = 1 + 1e-9
@@ -48,7 +51,7 @@ def maps(*rows: dict[int, int]) -> pl.Series:
 def test_every_bound_falls_into_its_bucket_and_the_next_number_into_the_next() -> None:
     bounds = [bound for bound in upper_bounds() if bound < EXACT_BELOW_NS]
     assert len(bounds) > 1400
-    first_of = {}
+    first_of: dict[int, int] = {}
     for index, bound in enumerate(bounds):
         first_of.setdefault(bound, index)
     assert index_of(*first_of) == list(first_of.values())
@@ -98,6 +101,53 @@ def test_merging_in_polars_equals_merging_in_python(rows: list[dict[int, int]]) 
     found = quantiles(frame, ["region"], qs)
     expected = {quantile_name(q): quantile(merged, q) for q in qs}
     assert found.to_dicts() == ([{"region": "a", **expected}] if merged else [])
+
+
+@pytest.fixture(scope="module")
+def macros() -> Iterator[duckdb.DuckDBPyConnection]:
+    """A database with the macros on buckets and nothing else."""
+    names = ("bucket_value_ns", "merge_buckets", "latency_quantile_ns")
+    with duckdb.connect() as connection:
+        for definition in ANALYTICS_DEFINITIONS:
+            if definition.name in names:
+                connection.execute(definition.ddl())
+        yield connection
+
+
+CELLS = st.dictionaries(
+    st.one_of(st.integers(ZERO_INDEX, 3), st.integers(ZERO_INDEX, INDEX_MAX)),
+    st.one_of(st.integers(1, 3), st.integers(1, 2**40)),
+    max_size=8,
+)
+
+
+@given(st.lists(st.lists(CELLS, max_size=6), min_size=1, max_size=3), st.floats(0, 1))
+@example([[{ZERO_INDEX: 1}], [{INDEX_MAX: 2**52 - 1}]], 1.0)
+def test_macros_equal_the_reference_in_each_group(
+    macros: duckdb.DuckDBPyConnection, groups: list[list[dict[int, int]]], q: float
+) -> None:
+    cells = [
+        {"g": number, "latency_buckets": [{"key": key, "value": value} for key, value in row.items()]}
+        for number, rows in enumerate(groups)
+        for row in rows
+    ]
+    kind = pl.List(pl.Struct({"key": pl.Int16, "value": pl.UInt64}))
+    rows = pl.DataFrame(cells, schema={"g": pl.Int64, "latency_buckets": kind})
+    macros.register("rows", rows.with_columns(pl.col("latency_buckets").cast(BUCKETS)).to_arrow())
+    found = macros.execute(
+        "SELECT g, latency_quantile_ns(list(latency_buckets), ?), merge_buckets(list(latency_buckets)) "
+        "FROM rows GROUP BY g ORDER BY g",
+        [q],
+    ).fetchall()
+    merged = {number: merged_counts(rows) for number, rows in enumerate(groups) if rows}
+    assert found == [(number, quantile(counts, q), counts) for number, counts in merged.items()]
+
+
+def merged_counts(rows: list[dict[int, int]]) -> dict[int, int]:
+    counts: Counter[int] = Counter()
+    for row in rows:
+        counts.update(row)
+    return dict(sorted(counts.items()))
 
 
 def test_groups_are_kept_apart() -> None:

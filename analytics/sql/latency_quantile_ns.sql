@@ -1,23 +1,40 @@
 CREATE OR REPLACE MACRO latency_quantile_ns(list_of_maps, q) AS (
-    -- The first bucket whose cumulative count exceeds the rank, found by bisection: a lambda keeps memory in
+    -- Most cells of a group are equal, bucket and count alike: histogram() counts them, in the order of buckets. Then the
+    -- first bucket whose cumulative count exceeds the rank is found by bisection. Functions on lists keep memory in
     -- proportion to the list, where a subquery over unnest() would copy the list for every bucket.
     SELECT bucket_value_ns(
-        CASE WHEN len(entries) > 0 THEN
-            list_reduce(
-                [2048, 1024, 512, 256, 128, 64, 32, 16, 8, 4, 2, 1],
-                lambda low, step: CASE
-                    WHEN list_sum(list_transform(
-                        entries, lambda e: CASE WHEN e.key < low + step THEN e.value ELSE 0 END
-                    )) <= q::DOUBLE * (total - 1)
-                        THEN low + step
-                    ELSE low
-                END,
-                -1
-            )
+        CASE WHEN len(cells) > 0 THEN
+            (
+                cells[
+                    1 + list_reduce(
+                        range(31, -1, -1),
+                        lambda below, bit: CASE
+                            WHEN below + (1::BIGINT << bit) < len(cells)
+                                AND list_sum(counts[:below + (1::BIGINT << bit)]) <= q::DOUBLE * (total - 1)
+                                THEN below + (1::BIGINT << bit)
+                            ELSE below
+                        END,
+                        0
+                    )
+                ] >> 52
+            )::INTEGER - 1
         END
     )
     FROM (
-        SELECT entries, list_sum(list_transform(entries, lambda e: e.value)) AS total
-        FROM (SELECT flatten(list_transform(list_of_maps, lambda m: map_entries(m))) AS entries)
+        SELECT cells, counts, list_sum(counts) AS total
+        FROM (
+            SELECT
+                map_keys(cell_counts) AS cells,
+                list_transform(map_entries(cell_counts), lambda c: (c.key & ((1::BIGINT << 52) - 1)) * c.value) AS counts
+            FROM (
+                SELECT list_aggregate(
+                    list_transform(
+                        flatten(list_transform(list_of_maps, lambda m: map_entries(m))),
+                        lambda e: ((e.key + 1)::UBIGINT << 52) + e.value
+                    ),
+                    'histogram'
+                ) AS cell_counts
+            )
+        )
     )
 )

@@ -15,16 +15,15 @@ from opentelemetry import propagate, trace
 from opentelemetry.context import Context
 from opentelemetry.trace import Link, SpanKind, Status, StatusCode
 
-MESSAGES = 30
 SUBJECT = "orders"
 _tracer = trace.get_tracer("sample_data.workloads.nats_topics", "1")
 
 
-async def publish(port: int) -> None:
-    """Send MESSAGES messages, each in a `send` span."""
+async def publish(port: int, messages: int) -> None:
+    """Send so many messages, each in a `send` span."""
     client = await nats.connect(f"nats://127.0.0.1:{port}")
-    for number in range(MESSAGES):
-        body = b"x" * (64 + 16 * number)
+    for number in range(messages):
+        body = b"x" * (64 + 16 * (number % 30))
         with _tracer.start_as_current_span(
             f"publish {SUBJECT}", kind=SpanKind.PRODUCER, attributes=_attributes(number, body, "publish", "send")
         ):
@@ -34,13 +33,13 @@ async def publish(port: int) -> None:
     await client.drain()
 
 
-async def subscribe(port: int, group: str) -> None:
-    """Process MESSAGES messages, each in a `process` span; every tenth fails. Says `ready` when subscribed."""
+async def subscribe(port: int, messages: int, group: str) -> None:
+    """Process so many messages, each in a `process` span; every tenth fails. Says `ready` when subscribed."""
     client = await nats.connect(f"nats://127.0.0.1:{port}")
     subscription = await client.subscribe(SUBJECT)
     await client.flush()
     print("ready", flush=True)
-    for _ in range(MESSAGES):
+    for _ in range(messages):
         await _process(await subscription.next_msg(timeout=10), group)
     await client.drain()
 
@@ -78,6 +77,6 @@ def _attributes(number: int, body: bytes, name: str, kind: str) -> dict[str, str
 
 if __name__ == "__main__":
     if sys.argv[1] == "publish":
-        asyncio.run(publish(int(sys.argv[2])))
+        asyncio.run(publish(int(sys.argv[2]), int(sys.argv[3])))
     else:
-        asyncio.run(subscribe(int(sys.argv[2]), sys.argv[3]))
+        asyncio.run(subscribe(int(sys.argv[2]), int(sys.argv[3]), sys.argv[4]))

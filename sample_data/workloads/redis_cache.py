@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 import sys
+from contextlib import suppress
 
 import redis
 
 USERS = 24
 
 
-def main(port: int) -> None:
-    """Fill, read and clear a cache; one command goes to a key of the wrong type and fails."""
+def main(port: int, rounds: int) -> None:
+    """Fill, read and clear a cache, so many times."""
     client = redis.Redis(host="127.0.0.1", port=port)
+    for _ in range(rounds):
+        use(client)
+    client.close()
+
+
+def use(client: redis.Redis) -> None:
+    """One round; one command goes to a key of the wrong type and fails."""
     for user in range(USERS):
         if client.get(f"profile:{user % 8}") is None:
             client.set(f"profile:{user % 8}", "x" * (100 + 40 * user), ex=60)
@@ -20,13 +28,10 @@ def main(port: int) -> None:
         pipeline.incr("visits")
         pipeline.expire("visits", 60)
         pipeline.execute()
-    try:
+    with suppress(redis.ResponseError):
         client.lpush("visits", "not a list")
-    except redis.ResponseError as error:
-        print(f"as intended: {error}", file=sys.stderr)
     client.delete("profile:0", "profile:1")
-    client.close()
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]))
+    main(int(sys.argv[1]), int(sys.argv[2]))
