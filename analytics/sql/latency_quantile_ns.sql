@@ -1,7 +1,8 @@
 CREATE OR REPLACE MACRO latency_quantile_ns(list_of_maps, q) AS (
-    -- Most cells of a group are equal, bucket and count alike: histogram() counts them, in the order of buckets. Then the
-    -- first bucket whose cumulative count exceeds the rank is found by bisection. Functions on lists keep memory in
-    -- proportion to the list, where a subquery over unnest() would copy the list for every bucket.
+    -- Most cells of a group are equal, bucket and count alike: histogram() counts them, in the order of buckets. A
+    -- cell is one number, the count (below 2^52) under the bucket. Then the first bucket whose cumulative count
+    -- exceeds the rank is found by bisection. Functions on lists keep memory in proportion to the list, where a
+    -- subquery over unnest() would copy the list for every bucket.
     SELECT bucket_value_ns(
         CASE WHEN len(cells) > 0 THEN
             (
