@@ -1,10 +1,12 @@
-"""Insight: CPU and memory of a run over a lake of many tenants, and of explaining a selection of millions of spans.
+"""Insight: CPU and memory of a run over a lake of many tenants, of looking back over a window of it, and of explaining
+a selection of millions of spans.
 
-    POLARS_MAX_THREADS=1 python -m benchmarks.insights [--per-second 1000] [--hours 24] [--spans 5000000]
+    POLARS_MAX_THREADS=1 python -m benchmarks.insights [--per-second 1000] [--hours 26] [--spans 5000000]
 
 The lake is that of `benchmarks.insight_lake`. A run: as of the job's first minute, reading `insight.history_minutes` of
 the rollups and judging them. An increment: reading the newest minutes again, joining them, and judging. In a process of
-its own, for the peak of resident memory; CPU of all its threads. Explain: over a lake of so many raw spans, as
+its own, for the peak of resident memory; CPU of all its threads. Looking back: as `spanlake insights --window` does,
+over all hours but the first two, in another process. Explain: the slowest in a hundred of so many raw spans, as
 `spanlake explain` asks it.
 """
 
@@ -27,6 +29,7 @@ from analytics.insight.engine import findings
 from analytics.insight.evidence import Evidence
 from analytics.insight.explaining import explain
 from analytics.insight.loading import load
+from analytics.insight.looking_back import look_back
 from analytics.window import MINUTE, Window
 from benchmarks import insight_lake
 from benchmarks.insight_lake import END
@@ -39,6 +42,7 @@ from collector.lake.segments import write_segment
 
 REREAD = 4 * MINUTE
 RECENT = timedelta(minutes=15)
+HISTORY_HOURS = 2
 Result = TypeVar("Result")
 
 
@@ -62,6 +66,15 @@ def measure(folder: Path) -> dict[str, object]:
         "run": {"findings": len(found), "reading": reading, "judging": judging, "peak_mib": peak / 1024},
         "increment": {"reading": joining, "judging": again},
     }
+
+
+def looking_back(folder: Path, hours: float) -> dict[str, object]:
+    """Findings of a window of the lake in a folder; in this process."""
+    window = Window(END - timedelta(hours=hours), END)
+    with Lake(Location(folder), read_only=True) as lake:
+        found, took = timed(lambda: look_back(lake, window, InsightConfig()))
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return {"look_back": {"hours": hours, "findings": len(found), **took, "peak_mib": peak / 1024}}
 
 
 def _load(lake: Lake, start: datetime, end: datetime) -> Evidence:
@@ -94,7 +107,7 @@ def explaining(count: int) -> dict[str, float]:
         begin = datetime.fromtimestamp(START_NS // 10**9, UTC)
         window = Window(begin, begin + timedelta(minutes=count // SPANS_PER_SECOND // 60 + 1))
         with open_sandbox(location, QueryConfig()) as sandbox:
-            found, took = timed(lambda: explain(sandbox, window, "duration_ns > 5000000"))
+            found, took = timed(lambda: explain(sandbox, window, "duration_ns > 7700000"))
         return {"spans": count, "rows": found.height, **took}
 
 
@@ -102,17 +115,23 @@ def main() -> None:
     """Print figures as JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--per-second", type=int, default=1000)
-    parser.add_argument("--hours", type=float, default=24)
+    parser.add_argument("--hours", type=float, default=26)
     parser.add_argument("--spans", type=int, default=5_000_000)
     parser.add_argument("--measure", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--look-back", type=Path, help=argparse.SUPPRESS)
     asked = parser.parse_args()
     if asked.measure:
         print(json.dumps(measure(asked.measure)))
         return
+    if asked.look_back:
+        print(json.dumps(looking_back(asked.look_back, asked.hours - HISTORY_HOURS)))
+        return
     with tempfile.TemporaryDirectory() as folder:
-        insight_lake.make(Path(folder) / "data", asked.per_second, asked.hours)
-        command = [sys.executable, "-m", "benchmarks.insights", "--measure", str(Path(folder) / "data")]
-        print(subprocess.run(command, check=True, capture_output=True, text=True).stdout, end="", flush=True)
+        data = Path(folder) / "data"
+        insight_lake.make(data, asked.per_second, asked.hours)
+        for what in ("--measure", "--look-back")[: 2 if asked.hours > HISTORY_HOURS else 1]:
+            command = [sys.executable, "-m", "benchmarks.insights", what, str(data), "--hours", str(asked.hours)]
+            print(subprocess.run(command, check=True, capture_output=True, text=True).stdout, end="", flush=True)
     if asked.spans:
         print(json.dumps({"explain": explaining(asked.spans)}), flush=True)
 

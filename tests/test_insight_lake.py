@@ -7,6 +7,7 @@ import threading
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ import pytest
 from click.testing import CliRunner
 
 from analytics import jobs
-from analytics.insight import loading
+from analytics.insight import loading, looking_back
 from analytics.insight.alerts import Alerts
 from analytics.insight.engine import findings
 from analytics.insight.evidence import Evidence, of_spans
@@ -26,7 +27,7 @@ from analytics.insight.job import GRACE, InsightJob
 from analytics.insight.loading import load, newest
 from analytics.window import MINUTE, Window
 from collector.config import AlertsConfig, Config, InsightConfig, QueryConfig, StorageConfig
-from collector.lake.lake import Lake
+from collector.lake.lake import Lake, Reader
 from collector.lake.location import Location, locate
 from collector.lake.sandbox import Sandbox, open_sandbox
 from collector.lake.segments import write_segment
@@ -351,3 +352,31 @@ def test_what_could_not_be_sent_is_sent_later_and_what_is_refused_is_dropped(
     alerts.tell([finding("errors", "r2")], NOON)
     assert [body["region"] for _, body in handler.received] == ["r1"]
     assert alerts.waiting == 0
+
+
+def test_looking_back_reads_each_minute_once_and_holds_no_more_than_the_history(
+    lake: Lake, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[tuple[datetime, datetime]] = []
+
+    def recorded(reader: Reader, start: datetime, until: datetime, *of: str | None) -> Evidence:
+        read.append((start, until))
+        return load(reader, start, until, *of)
+
+    held: list[int] = []
+
+    def judged(evidence: Evidence, *of: Any) -> list[Finding]:
+        held.append(evidence.base.rows["minute"].n_unique())
+        return findings(evidence, *of)
+
+    monkeypatch.setattr(looking_back, "load", recorded)
+    monkeypatch.setattr(looking_back, "findings", judged)
+    history = timedelta(minutes=40)
+    config = InsightConfig(history_minutes=40)
+    window = Window(END - timedelta(minutes=48), END)
+    found = looking_back.look_back(lake, window, config)
+    assert [(one.kind, one.place.region) for one in found] == [("latency", "north")]
+    assert read[0][0] == window.start - history
+    assert read[-1][1] == END
+    assert all(before[1] == after[0] for before, after in pairwise(read))
+    assert max(held) <= 40

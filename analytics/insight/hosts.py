@@ -54,16 +54,22 @@ def find(scene: Scene) -> list[Finding]:
     serving = panel.keys["kind"].is_in(SERVING).to_numpy()
     found: dict[tuple[str, ...], tuple[float, Finding]] = {}
     for what in ("slow", "very_slow", "errors"):
-        measure = scene.measure("host", what).only(serving)
-        keys, of = panel.groups(BY)
-        groups = scene.judged(keys, of, measure.by(of, keys.height), what)
-        peers = _peers(groups)
-        for index in np.flatnonzero(groups.flagged & peers):
-            place = tuple(str(value) for value in keys.row(int(index)))
-            z = float(groups.scan.z[index])
-            if place not in found or z > found[place][0]:
-                found[place] = (z, _host(scene, groups, int(index), what, measure, (of == index) & serving))
+        _judge(scene, what, serving, found)
+        if what == "very_slow":
+            scene.forget("host", what)
     return [finding for _, finding in found.values()]
+
+
+def _judge(scene: Scene, what: str, serving: Bools, found: dict[tuple[str, ...], tuple[float, Finding]]) -> None:
+    """Put into `found` the hosts that a measure shows more clearly than those before."""
+    measure = scene.measure("host", what).only(serving)
+    keys, of = scene.panel("host").groups(BY)
+    groups = scene.judged(keys, of, measure.by(of, keys.height), what)
+    for index in np.flatnonzero(groups.flagged & _peers(groups)):
+        place = tuple(str(value) for value in keys.row(int(index)))
+        z = float(groups.scan.z[index])
+        if place not in found or z > found[place][0]:
+            found[place] = (z, _host(scene, groups, int(index), what, measure, (of == index) & serving))
 
 
 def _peers(groups: Groups) -> Bools:

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from datetime import timedelta
+from datetime import datetime
+from itertools import pairwise
 
 from analytics.insight.engine import findings, has_history
+from analytics.insight.evidence import Evidence
 from analytics.insight.finding import Finding
 from analytics.insight.loading import load
 from analytics.insight.rhythm import of_reader
 from analytics.window import MINUTE, Window
 from collector.config import InsightConfig
 from collector.errors import SpanlakeError
-from collector.lake.lake import Lake
+from collector.lake.lake import Lake, Reader
 
 _LOOKS_MAX = 24
 
@@ -27,32 +30,46 @@ def look_back(
     """Findings of `window`, most important first; `state` is 'ongoing' for those still seen at its end, else
     'resolved'.
 
-    Looks at _LOOKS_MAX moments of the window at most, two in a row of which must agree. Raises NoHistoryError.
+    Looks at _LOOKS_MAX moments of the window at most, two in a row of which must agree. Holds the evidence of one of
+    them at a time, however long the window is. Raises NoHistoryError.
     """
-    start = window.end - timedelta(minutes=config.history_minutes) - (window.end - window.start)
-    with lake.read() as reader:
-        evidence = load(reader, start, window.end, region, tenant)
-    if not has_history(evidence, window.end, config):
-        raise NoHistoryError(
-            f"insufficient history: expected at least {config.recent_minutes + 15} minutes of rollups before "
-            f"{window.end:%Y-%m-%d %H:%M} UTC to compare with; ask again later, or for a later time"
-        )
     stride = max(1, -(-window.minutes // _LOOKS_MAX))
     moments = [window.end - stride * step * MINUTE for step in range(window.minutes // stride + 1)][::-1]
     scope = {name: [value] for name, value in (("region", region), ("tenant", tenant)) if value is not None}
     judged = max(window.end - window.start, config.recent_minutes * MINUTE)
     seen: dict[str, tuple[int, Finding]] = {}
     before: set[str] = set()
+    evidence = Evidence.empty()
     with lake.read() as reader:
         past = of_reader(reader, config, scope)
-        for number, moment in enumerate(moments):
-            found = {one.identity: one for one in findings(evidence.until(moment), moment, judged, config, past)}
+        for number, (moment, evidence) in enumerate(_evidence(reader, moments, config, region, tenant)):
+            found = {one.identity: one for one in findings(evidence, moment, judged, config, past)}
             for identity, one in found.items():
                 if identity in before or len(moments) == 1:
                     since = min(one.since, seen[identity][1].since) if identity in seen else one.since
                     seen[identity] = (number, replace(one, since=since))
             before = set(found)
+    if not has_history(evidence, window.end, config):
+        raise NoHistoryError(
+            f"insufficient history: expected at least {config.recent_minutes + 15} minutes of rollups before "
+            f"{window.end:%Y-%m-%d %H:%M} UTC to compare with; ask again later, or for a later time"
+        )
     told = [
         replace(one, state="ongoing" if number == len(moments) - 1 else "resolved") for number, one in seen.values()
     ]
     return sorted(told, key=lambda one: (one.state == "resolved", -one.score))
+
+
+def _evidence(
+    reader: Reader, moments: Sequence[datetime], config: InsightConfig, region: str | None, tenant: str | None
+) -> Iterator[tuple[datetime, Evidence]]:
+    """Each moment, and what the minutes of history before it tell; each minute is read once."""
+    history = config.history_minutes * MINUTE
+    known = load(reader, moments[0] - history, moments[0], region, tenant)
+    yield moments[0], known
+    for last, moment in pairwise(moments):
+        start = max(last, moment - history)
+        new = load(reader, start, moment, region, tenant)
+        kept = known.between(moment - history, start)
+        known = replace(Evidence.concat([kept, new]), hourly=new.hourly).pruned()
+        yield moment, known

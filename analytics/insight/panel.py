@@ -155,7 +155,7 @@ class Block(NamedTuple):
 
     def where(self, which: Bools) -> Block:
         """Some of them."""
-        return Block(*(array[which] for array in self))
+        return Block(self.series[which], self.minute[which], self.cell[which], self.spans[which])
 
 
 @dataclass(frozen=True)
@@ -385,7 +385,7 @@ def _add(array: Floats, series: Ints, minute: Ints, values: npt.NDArray[Any]) ->
     np.add.at(array.reshape(-1), series * array.shape[1] + minute, values.astype(array.dtype))
 
 
-def _totals(at: Ints, values: npt.NDArray[Any], size: int) -> tuple[Ints, Floats]:
+def _totals(at: Ints, values: npt.NDArray[Any], size: int) -> tuple[Ints, npt.NDArray[Any]]:
     """The different numbers below `size`, in order, and the sum of the values of each."""
     if size <= 8 * len(at):
         total = np.bincount(at, weights=values, minlength=size)

@@ -105,6 +105,10 @@ class Scene:
             self._measures[key] = baselines.rates(observed, trials, strata, strata_keys.height, self.span)
         return self._measures[key]
 
+    def forget(self, name: str, what: str) -> None:
+        """Free what `measure` keeps, of what is hardly asked for again; it would be counted anew."""
+        self._measures.pop((name, what), None)
+
     def _slow(self, name: str, what: str, strata: Ints) -> Floats:
         """Spans beyond one of `thresholds`; both are counted at once, and kept until they are asked for."""
         if (name, what) not in self._counted:
@@ -126,7 +130,8 @@ class Scene:
         found = np.zeros((panel.size, self.span.count), dtype=np.float32)
         known = at.is_not_null().to_numpy()
         np.add.at(found, at.drop_nulls().to_numpy(), quota.counts["errors"][known])
-        return np.maximum(panel.counts["errors"] - found, 0)
+        failed: Floats = np.maximum(panel.counts["errors"] - found, 0)
+        return failed
 
     @cached_property
     def demand(self) -> tuple[pl.DataFrame, Floats]:

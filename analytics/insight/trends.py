@@ -94,7 +94,8 @@ def rising(values: Floats, usual: float) -> Ramp | None:
 def concordance(y: Floats) -> float:
     """Kendall's tau of values and their order, without a p value: most series rise too little to ask for one."""
     signs = np.sign(y[:, None] - y[None, :])[np.tril_indices(len(y), -1)]
-    return float(signs.sum() / np.sqrt(len(signs) * max(np.count_nonzero(signs), 1)))
+    differing = max(int(np.count_nonzero(signs)), 1)
+    return float(signs.sum() / np.sqrt(len(signs) * differing))
 
 
 def _is_ramp(y: Floats, x: Floats, slope: float, intercept: float) -> bool:
