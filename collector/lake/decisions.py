@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import chain
 from pathlib import Path
 
 import pyarrow as pa
@@ -181,13 +180,15 @@ def _write(reader: Reader, chosen: str, folder: Path) -> tuple[Path | None, int,
         rows=BLOCK_ROWS,
     )
     blocks = (by_tenant_and_time(conformed(pa.Table.from_batches([batch]), SPAN_SCHEMA)) for batch in kept)
-    first = next(blocks, None)
-    if first is None:
+    block: pa.Table | None = next(blocks, None)
+    if block is None:
         return None, 0, 0.0
     spans, weight = 0, 0.0
-    with new_file(folder, "sampled", first, ROWS_PER_GROUP) as new:
-        for block in chain([first], blocks):
+    with new_file(folder, "sampled", block, ROWS_PER_GROUP) as new:
+        while block is not None:
             new.writer.write_table(block, row_group_size=ROWS_PER_GROUP)
             spans += block.num_rows
             weight += pc.sum(pc.fill_null(block.column("sample_weight"), 1.0), min_count=0).as_py()
+            block = None  # before the next one is read
+            block = next(blocks, None)
     return new.path, spans, weight
