@@ -354,9 +354,7 @@ def test_what_could_not_be_sent_is_sent_later_and_what_is_refused_is_dropped(
     assert alerts.waiting == 0
 
 
-def test_looking_back_reads_each_minute_once_and_holds_no_more_than_the_history(
-    lake: Lake, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_looking_back_reads_each_minute_once_and_not_all_at_once(lake: Lake, monkeypatch: pytest.MonkeyPatch) -> None:
     read: list[tuple[datetime, datetime]] = []
 
     def recorded(reader: Reader, start: datetime, until: datetime, *of: str | None) -> Evidence:
@@ -379,4 +377,6 @@ def test_looking_back_reads_each_minute_once_and_holds_no_more_than_the_history(
     assert read[0][0] == window.start - history
     assert read[-1][1] == END
     assert all(before[1] == after[0] for before, after in pairwise(read))
+    assert len(read) > 1
+    assert all(end - start <= 2 * history for start, end in read)
     assert max(held) <= 40

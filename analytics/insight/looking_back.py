@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from datetime import datetime
-from itertools import pairwise
 
 from analytics.insight.engine import findings, has_history
 from analytics.insight.evidence import Evidence
@@ -30,8 +29,8 @@ def look_back(
     """Findings of `window`, most important first; `state` is 'ongoing' for those still seen at its end, else
     'resolved'.
 
-    Looks at _LOOKS_MAX moments of the window at most, two in a row of which must agree. Holds the evidence of one of
-    them at a time, however long the window is. Raises NoHistoryError.
+    Looks at _LOOKS_MAX moments of the window at most, two in a row of which must agree. Holds the evidence of
+    twice `history_minutes` at most, however long the window is. Raises NoHistoryError.
     """
     stride = max(1, -(-window.minutes // _LOOKS_MAX))
     moments = [window.end - stride * step * MINUTE for step in range(window.minutes // stride + 1)][::-1]
@@ -63,13 +62,16 @@ def look_back(
 def _evidence(
     reader: Reader, moments: Sequence[datetime], config: InsightConfig, region: str | None, tenant: str | None
 ) -> Iterator[tuple[datetime, Evidence]]:
-    """Each moment, and what the minutes of history before it tell; each minute is read once."""
+    """Each moment, and what the minutes of history before it tell.
+
+    Each minute is read once, those of the moments within a history's length together: a reading has its price.
+    """
     history = config.history_minutes * MINUTE
-    known = load(reader, moments[0] - history, moments[0], region, tenant)
-    yield moments[0], known
-    for last, moment in pairwise(moments):
-        start = max(last, moment - history)
-        new = load(reader, start, moment, region, tenant)
-        kept = known.between(moment - history, start)
-        known = replace(Evidence.concat([kept, new]), hourly=new.hourly).pruned()
-        yield moment, known
+    known, end = Evidence.empty(), moments[0] - history
+    for moment in moments:
+        if moment > end:
+            start = max(end, moment - history)
+            end = max(later for later in moments if later <= moment + history)
+            new = load(reader, start, end, region, tenant)
+            known = replace(Evidence.concat([known.between(moment - history, start), new]), hourly=new.hourly).pruned()
+        yield moment, known.between(moment - history, moment)
