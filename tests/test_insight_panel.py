@@ -15,7 +15,8 @@ from scipy import stats
 
 from analytics.insight import panel as panels
 from analytics.insight.evidence import BASE, CELLS_SCHEMA, Grain, of_spans, rows_schema
-from analytics.insight.panel import Panel, Span, summed, summed_each
+from analytics.insight.measures import Span, summed, summed_each
+from analytics.insight.panel import Panel
 from analytics.insight.scene import STRATA
 from analytics.insight.trends import concordance
 

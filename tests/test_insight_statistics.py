@@ -20,9 +20,10 @@ from analytics.insight.forecasting import forecast
 from analytics.insight.hosts import shifted_correlation
 from analytics.insight.lifecycle import Tracker
 from analytics.insight.locating import effective_number, locate
+from analytics.insight.measures import Rated, Span
 from analytics.insight.mix import kitagawa
 from analytics.insight.objectives import burn_rate
-from analytics.insight.panel import Rated, Span, quantile_ns
+from analytics.insight.panel import quantile_ns
 from analytics.insight.traced import DEMAND_SCHEMA, steady
 from analytics.insight.trends import rising
 from collector.config import AlertsConfig

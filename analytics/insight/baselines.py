@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import stats
 
-from analytics.insight.panel import Bools, Floats, Ints, Measure, Rated, Span, summed
+from analytics.insight.measures import Bools, Floats, Ints, Measure, Rated, Span, summed
 
 PRIOR_TRIALS = 200.0
 SCALES = (2, 3, 5, 8, 12)

@@ -14,7 +14,7 @@ import numpy as np
 
 from analytics.insight import baselines, telling
 from analytics.insight.finding import Confidence, Effect, Finding, Place
-from analytics.insight.panel import Bools, Floats, Measure, summed
+from analytics.insight.measures import Bools, Floats, Measure, summed
 from analytics.insight.places import goes_on
 from analytics.insight.reach import hurt, share_of
 from analytics.insight.scene import Scene

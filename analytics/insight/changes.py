@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import ruptures
 
-from analytics.insight.panel import Floats
+from analytics.insight.measures import Floats
 
 _PENALTY_FACTOR = 3.0
 _NEAR_MINUTES = 4

@@ -19,8 +19,9 @@ from analytics.change import duration
 from analytics.insight import telling
 from analytics.insight.evidence import BUCKETS_PER_CELL
 from analytics.insight.explaining import frame
+from analytics.insight.measures import Floats
 from analytics.insight.mix import kitagawa
-from analytics.insight.panel import CELLS, Floats, quantile_ns
+from analytics.insight.panel import CELLS, quantile_ns
 from analytics.window import Window
 from collector.errors import OperatorError
 from collector.lake.sandbox import Sandbox

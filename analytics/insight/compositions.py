@@ -18,8 +18,8 @@ from numpy.lib.stride_tricks import sliding_window_view
 from analytics.insight import telling
 from analytics.insight.changes import began
 from analytics.insight.finding import Effect, Finding, Place
+from analytics.insight.measures import Bools, Floats
 from analytics.insight.mix import by_mix_of
-from analytics.insight.panel import Bools, Floats
 from analytics.insight.scene import Scene
 
 _LENGTHS = (2, 3, 5, 8, 12)

@@ -16,7 +16,7 @@ from scipy import stats
 from analytics.insight import telling
 from analytics.insight.baselines import onset
 from analytics.insight.finding import Finding, Place
-from analytics.insight.panel import Bools, Floats, Ints, summed
+from analytics.insight.measures import Bools, Floats, Ints, summed
 from analytics.insight.scene import STRATA, Scene
 
 NEW_MINUTES_MAX = 90

@@ -17,7 +17,7 @@ from statsmodels.tsa.seasonal import MSTL
 
 from analytics.insight import telling
 from analytics.insight.finding import Effect, Finding, Place
-from analytics.insight.panel import Floats
+from analytics.insight.measures import Floats
 from analytics.insight.scene import Scene
 
 DAY = 24

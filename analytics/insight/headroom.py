@@ -18,7 +18,8 @@ from scipy import stats
 from analytics.change import duration
 from analytics.insight import telling
 from analytics.insight.finding import Effect, Finding, Place
-from analytics.insight.panel import CELLS, Bools, Floats, Ints, Panel, cell_values_ns, summed
+from analytics.insight.measures import Bools, Floats, Ints, summed
+from analytics.insight.panel import CELLS, Panel, cell_values_ns
 from analytics.insight.scene import Scene
 
 _SERVED = ("server", "consumer")

@@ -19,7 +19,8 @@ from statsmodels.stats.multitest import multipletests
 
 from analytics.insight import telling
 from analytics.insight.finding import Finding, Place
-from analytics.insight.panel import Bools, Floats, Panel, Rated, summed
+from analytics.insight.measures import Bools, Floats, Rated, summed
+from analytics.insight.panel import Panel
 from analytics.insight.scene import Groups, Scene
 
 BY = ("region", "service_name", "host")

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import polars as pl
 
-from analytics.insight.panel import Bools, Floats, summed
+from analytics.insight.measures import Bools, Floats, summed
 
 NEARLY_ALL = 0.75
 INFORMATIVE = 1.35

@@ -13,7 +13,7 @@ import polars as pl
 
 from analytics.insight import telling
 from analytics.insight.finding import Effect, Finding, Place
-from analytics.insight.panel import Floats, summed
+from analytics.insight.measures import Floats, summed
 from analytics.insight.scene import Scene
 
 _SERVING = ("server",)

@@ -15,7 +15,8 @@ from analytics.insight import telling
 from analytics.insight.changes import began
 from analytics.insight.finding import Effect, Finding, Kind, Place
 from analytics.insight.locating import locate
-from analytics.insight.panel import Bools, Floats, Measure, Panel, Rated, cell_values_ns
+from analytics.insight.measures import Bools, Floats, Measure, Rated
+from analytics.insight.panel import Panel, cell_values_ns
 from analytics.insight.scene import STRATA, Groups, Scene
 
 LEVELS = (

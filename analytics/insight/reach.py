@@ -21,7 +21,8 @@ from statsmodels.stats.proportion import proportion_confint
 from analytics.insight import baselines, telling
 from analytics.insight.finding import Finding, Reach, Share
 from analytics.insight.locating import effective_number
-from analytics.insight.panel import Bools, Floats, Measure, Panel, Rated
+from analytics.insight.measures import Bools, Floats, Measure, Rated
+from analytics.insight.panel import Panel
 from analytics.insight.scene import Scene
 
 _MEASURES: Mapping[str, str] = {

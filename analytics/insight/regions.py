@@ -17,7 +17,8 @@ from statsmodels.stats.multitest import multipletests
 
 from analytics.insight import telling
 from analytics.insight.finding import Finding
-from analytics.insight.panel import Bools, Floats, Panel, summed
+from analytics.insight.measures import Bools, Floats, summed
+from analytics.insight.panel import Panel
 from analytics.insight.scene import Scene
 
 EVENTS = {"region_slow": "a slow span", "latency": "a slow span", "region_errors": "an error", "errors": "an error"}

@@ -10,7 +10,7 @@ import numpy as np
 
 from analytics.insight import telling
 from analytics.insight.finding import Effect, Finding, Place
-from analytics.insight.panel import Bools, Floats
+from analytics.insight.measures import Bools, Floats
 from analytics.insight.scene import Groups, Scene
 
 _BY = ("region", "service_name", "component")

@@ -14,7 +14,8 @@ from statsmodels.stats.multitest import multipletests
 from analytics.insight import baselines
 from analytics.insight.baselines import Scan
 from analytics.insight.evidence import Evidence, Grain
-from analytics.insight.panel import Bools, Floats, Ints, Measure, Panel, Rated, Span, dense, summed
+from analytics.insight.measures import Bools, Floats, Ints, Measure, Rated, Span, dense, summed
+from analytics.insight.panel import Panel
 from collector.config import InsightConfig
 
 STRATA = {

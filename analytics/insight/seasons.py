@@ -15,7 +15,7 @@ import numpy as np
 import polars as pl
 
 from analytics.change import INSUFFICIENT
-from analytics.insight.panel import Bools, Floats
+from analytics.insight.measures import Bools, Floats
 from analytics.rollup.sets import BASE, DimensionSet
 from analytics.rollup.windows import Values, figures_of_each
 from analytics.window import Window

@@ -9,7 +9,7 @@ import numpy as np
 import polars as pl
 
 from analytics.insight.locating import located
-from analytics.insight.panel import Bools, Floats, Measure, Rated
+from analytics.insight.measures import Bools, Floats, Measure, Rated
 from analytics.insight.scene import Groups, Scene
 
 _PLACES_MAX = 5

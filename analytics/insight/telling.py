@@ -14,7 +14,8 @@ from statsmodels.stats.proportion import proportion_confint
 from analytics.change import duration
 from analytics.insight.finding import Confidence, Effect, Finding, Place, Severity
 from analytics.insight.locating import effective_number
-from analytics.insight.panel import MINUTE, Bools, Floats, Measure, Panel, Rated, cell_values_ns, quantile_ns
+from analytics.insight.measures import MINUTE, Bools, Floats, Measure, Rated
+from analytics.insight.panel import Panel, cell_values_ns, quantile_ns
 from analytics.insight.scene import STRATA, Scene
 
 _SAMPLE_MAX = 3000

@@ -15,7 +15,8 @@ from analytics.buckets import GAMMA
 from analytics.change import duration
 from analytics.insight import baselines, telling
 from analytics.insight.finding import Effect, Finding, Kind, Place
-from analytics.insight.panel import Bools, Cells, Counts, Floats, Ints, Measure, Panel, Rated, dense
+from analytics.insight.measures import Bools, Floats, Ints, Measure, Rated, dense
+from analytics.insight.panel import Cells, Counts, Panel
 from analytics.insight.scene import Scene
 from analytics.insight.shares import Spot, spots
 from analytics.insight.traced import LAG_CELL_BUCKETS

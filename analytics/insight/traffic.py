@@ -12,7 +12,7 @@ import numpy as np
 from analytics.insight import telling
 from analytics.insight.finding import Effect, Finding, Kind, Place
 from analytics.insight.locating import effective_number, located
-from analytics.insight.panel import Bools
+from analytics.insight.measures import Bools
 from analytics.insight.scene import Groups, Scene
 
 _BROAD = 0.5
