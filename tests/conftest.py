@@ -16,6 +16,12 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+from collector.config import StorageConfig
+from collector.lake import maintain
+from collector.lake.lake import Lake
+from collector.lake.location import locate
+from collector.lake.tables import COLLECTOR_DEFINITIONS
+
 START_SECONDS = 20.0
 
 # How long an example takes says more about the machine than about the code.
@@ -114,3 +120,14 @@ def lake_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         jobs.prepare(lake)
         jobs.run_once(lake, config)
     return folder / "data"
+
+
+@pytest.fixture
+def lake(tmp_path: Path) -> Iterator[Lake]:
+    """A lake with the collector's tables, empty."""
+    location = locate(StorageConfig(data=str(tmp_path / "data")))
+    location.prepare()
+    with Lake(location, read_only=False) as lake:
+        lake.ensure(COLLECTOR_DEFINITIONS)
+        maintain.configure(lake)
+        yield lake

@@ -6,6 +6,7 @@ import json
 import math
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -31,8 +32,8 @@ from benchmarks.senders import Load
 positive = st.floats(1e-3, 1e9)
 
 
-def row(value: float, *, better: str = "more", **fields: object) -> Row:
-    return Row("x", value, "spans/CPU-s", better, **fields)  # type: ignore[arg-type]
+def row(value: float, *, better: str = "more", **fields: Any) -> Row:
+    return Row("x", value, "spans/CPU-s", better, **fields)
 
 
 def test_a_ratio_is_to_the_baseline_of_the_same_run() -> None:

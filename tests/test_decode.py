@@ -396,7 +396,12 @@ def test_resource_ids_follow_content_and_schema_url() -> None:
 def test_caches_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(origins, "ENTRIES_MAX", 3)
     made: list[bytes] = []
-    cache: origins.Origins[bytes] = origins.Origins(lambda raw, *_: made.append(raw) or raw)  # type: ignore[func-returns-value]
+
+    def make(raw: bytes, *_: object) -> bytes:
+        made.append(raw)
+        return raw
+
+    cache = origins.Origins[bytes](make)
     for raw in (b"a", b"b", b"c", b"a", b"d", b"a", b"b"):
         cache._get(raw, "", Budget())
     assert made == [b"a", b"b", b"c", b"d", b"b"]

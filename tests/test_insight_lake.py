@@ -22,7 +22,7 @@ from analytics.insight.alerts import Alerts
 from analytics.insight.engine import findings
 from analytics.insight.evidence import Evidence, of_spans
 from analytics.insight.explaining import explain
-from analytics.insight.finding import Confidence, Effect, Finding, Place
+from analytics.insight.finding import Confidence, Effect, Finding, Kind, Place, Severity, State
 from analytics.insight.job import GRACE, InsightJob
 from analytics.insight.loading import load, newest
 from analytics.window import MINUTE, Window
@@ -295,11 +295,11 @@ def receiver() -> Iterator[tuple[str, type[_Receiver]]]:
         server.server_close()
 
 
-def finding(kind: str, region: str, state: str = "opened", severity: str = "critical", **more: Any) -> Finding:
+def finding(kind: Kind, region: str, state: State = "opened", severity: Severity = "critical", **more: Any) -> Finding:
     return Finding(
-        kind, Place(region), severity, 1.0, NOON, NOON, Effect("p95_ns", 2.0, 1.0, 2.0),  # type: ignore[arg-type]
+        kind, Place(region), severity, 1.0, NOON, NOON, Effect("p95_ns", 2.0, 1.0, 2.0),
         Confidence("t", 0.0, 0.0, 10), f"{kind} in {region}.", state=state, **more,
-    )  # type: ignore[arg-type]  # fmt: skip
+    )  # fmt: skip
 
 
 def test_alerts_are_grouped_and_tell_news_alone(receiver: tuple[str, type[_Receiver]]) -> None:

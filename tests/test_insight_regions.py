@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 
 from analytics.insight import regions
 from analytics.insight.evidence import COUNTS, Evidence
-from analytics.insight.finding import Confidence, Effect, Finding, Place
+from analytics.insight.finding import Confidence, Effect, Finding, Kind, Place
 from analytics.insight.scene import Scene
 from collector.config import InsightConfig
 from tests.reference.grains import grain_of
@@ -52,12 +53,12 @@ def scene(north: float = 1.0, south: float = 1.0, longer: int = 0) -> Scene:
     return Scene(evidence, NOON + timedelta(minutes=MINUTES), InsightConfig())
 
 
-def finding(kind: str = "region_errors", p: float | None = 0.01, **more: object) -> Finding:
+def finding(kind: Kind = "region_errors", p: float | None = 0.01, **more: Any) -> Finding:
     place = more.pop("place", Place("north"))
     return Finding(
         kind, place, "warning", 1.0, NOON + timedelta(minutes=BEGIN), NOON + timedelta(minutes=MINUTES),
         Effect("error_rate", 2.0, 1.0, 2.0), Confidence(str(more.pop("test", "t")), p, p, 10), "s", **more,
-    )  # type: ignore[arg-type]  # fmt: skip
+    )  # fmt: skip
 
 
 def test_who_is_there_does_not_pass_for_how_well_it_goes() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -16,7 +17,7 @@ from hypothesis import strategies as st
 from analytics import jobs
 from analytics.change import INSUFFICIENT
 from analytics.insight import rhythm
-from analytics.insight.finding import Confidence, Effect, Finding, Place
+from analytics.insight.finding import Confidence, Effect, Finding, Kind, Place
 from analytics.insight.seasons import DAYS_BEFORE, FIGURES, SERIES, UNUSUAL, compared, summary
 from analytics.rollup.job import write_rows
 from analytics.rollup.partials import DIMENSIONS, merged, partials
@@ -102,12 +103,12 @@ def test_no_series_is_asked_for_and_none_there_are_fine(lake: Lake) -> None:
         assert compared(reader, WINDOW, SERIES, values={"tenant": ["nobody"]}).is_empty()
 
 
-def finding(kind: str, operation: str | None, **more: object) -> Finding:
+def finding(kind: Kind, operation: str | None, **more: Any) -> Finding:
     place = Place("north", "cache", operation)
     return Finding(
-        kind, place, "warning", 1.0, WINDOW.start, NOON, Effect("p95_ns", 8e6, 1e6, 8.0),  # type: ignore[arg-type]
+        kind, place, "warning", 1.0, WINDOW.start, NOON, Effect("p95_ns", 8e6, 1e6, 8.0),
         Confidence("t", 0.0, 0.0, 900), f"{kind}.", **more,
-    )  # type: ignore[arg-type]  # fmt: skip
+    )  # fmt: skip
 
 
 def test_a_daily_rhythm_is_no_finding_and_others_say_against_what(lake: Lake) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -14,7 +15,7 @@ from analytics.insight import baselines, telling
 from analytics.insight.alerts import Alerts
 from analytics.insight.changes import began, change_points
 from analytics.insight.compositions import shifted
-from analytics.insight.finding import FINDINGS_SCHEMA, KINDS, Confidence, Effect, Finding, Place, frame
+from analytics.insight.finding import FINDINGS_SCHEMA, KINDS, Confidence, Effect, Finding, Kind, Place, frame
 from analytics.insight.folding import explains, fold
 from analytics.insight.forecasting import forecast
 from analytics.insight.hosts import shifted_correlation
@@ -35,13 +36,13 @@ counts = st.lists(st.tuples(st.integers(0, 50), st.integers(0, 50)), min_size=1,
 
 
 def finding(
-    kind: str = "latency", since: int = 0, region: str | None = "r1", score: float = 1.0, **more: object
+    kind: Kind = "latency", since: int = 0, region: str | None = "r1", score: float = 1.0, **more: Any
 ) -> Finding:
     place = more.pop("place", Place(region, "cache"))
     return Finding(
         kind, place, "warning", score, NOON + timedelta(minutes=since), NOON + timedelta(minutes=since + 3),
         Effect("p95_ns", 2.0, 1.0, 2.0), Confidence("t", 0.0, 0.0, 10), f"{kind} is there.", **more,
-    )  # type: ignore[arg-type]  # fmt: skip
+    )  # fmt: skip
 
 
 @given(counts, counts)

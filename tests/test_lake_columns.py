@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from analytics import jobs
-from analytics.insight.finding import FINDINGS_SCHEMA, Confidence, Effect, Finding, Place, Reach, Share, frame
+from analytics.insight.finding import FINDINGS_SCHEMA, Confidence, Effect, Finding, Kind, Place, Reach, Share, frame
 from collector.lake.columns import lacking
 from collector.lake.lake import Lake
 from collector.lake.location import Location
@@ -16,9 +16,9 @@ NOON = datetime(2026, 3, 1, 12, tzinfo=UTC)
 HALF = Share(1, 2, 0.5, 0.1, 0.9)
 
 
-def row(kind: str, who: Reach | None) -> Finding:
+def row(kind: Kind, who: Reach | None) -> Finding:
     effect, confidence = Effect("p95_ns", 2.0, 1.0, 2.0), Confidence("t", None, None, 1)
-    return Finding(kind, Place("r"), "info", 1.0, NOON, NOON, effect, confidence, "s", baselines=("b",), who=who)  # type: ignore[arg-type]
+    return Finding(kind, Place("r"), "info", 1.0, NOON, NOON, effect, confidence, "s", baselines=("b",), who=who)
 
 
 def test_a_table_without_newer_columns_gets_them_and_keeps_its_rows(tmp_path: Path) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from subprocess import run
 from typing import Any
@@ -30,16 +29,6 @@ from sample_data.emit_files import requests
 SECOND_NS = 10**9
 META = "__ducklake_metadata_lake.main"
 FILES = st.lists(st.tuples(st.integers(1, 300 * 2**20), st.sampled_from(["", "2026-11-21", "2026-11-22"])), max_size=90)
-
-
-@pytest.fixture
-def lake(tmp_path: Path) -> Iterator[Lake]:
-    location = locate(StorageConfig(data=str(tmp_path / "data")))
-    location.prepare()
-    with Lake(location, read_only=False) as lake:
-        lake.ensure(COLLECTOR_DEFINITIONS)
-        maintain.configure(lake)
-        yield lake
 
 
 @pytest.fixture(params=[False, True], ids=["sorted anew", "copied"])

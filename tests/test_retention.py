@@ -7,7 +7,6 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -23,7 +22,6 @@ from collector.lake.lake import Lake
 from collector.lake.location import locate
 from collector.lake.retention import DAY_NS, DataFile
 from collector.lake.segments import write_segment
-from collector.lake.tables import COLLECTOR_DEFINITIONS
 from sample_data.emit_files import framed, requests
 
 SPANLAKE = Path(sys.executable).with_name("spanlake")
@@ -51,17 +49,12 @@ CONFIGS = st.builds(
 
 
 @pytest.fixture
-def lake(tmp_path: Path) -> Iterator[Lake]:
-    location = locate(StorageConfig(data=str(tmp_path / "data")))
-    location.prepare()
-    with Lake(location, read_only=False) as lake:
-        lake.ensure(COLLECTOR_DEFINITIONS)
-        maintain.configure(lake)
-        with lake.write() as transaction:
-            for name in ("rollup_1m", "rollup_1h"):
-                columns = "window_start TIMESTAMP NOT NULL, count BIGINT, folded_series BIGINT"
-                transaction.execute(f"CREATE TABLE {name} ({columns})")
-        yield lake
+def lake(lake: Lake) -> Lake:
+    with lake.write() as transaction:
+        for name in ("rollup_1m", "rollup_1h"):
+            columns = "window_start TIMESTAMP NOT NULL, count BIGINT, folded_series BIGINT"
+            transaction.execute(f"CREATE TABLE {name} ({columns})")
+    return lake
 
 
 def store(lake: Lake, received_days_ago: float, count: int = 20) -> Path:

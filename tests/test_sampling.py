@@ -6,7 +6,7 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -25,26 +25,14 @@ from collector.config import Config, QueryConfig, RetentionConfig, SamplingConfi
 from collector.decode.sampling import sample_weights
 from collector.lake import decisions, maintain, retention, sampling, segments
 from collector.lake.lake import Lake, Transaction
-from collector.lake.location import locate
 from collector.lake.retention import DAY_NS
 from collector.lake.sandbox import open_sandbox
 from collector.lake.segments import write_segment
-from collector.lake.tables import COLLECTOR_DEFINITIONS
 
 SPANLAKE = Path(sys.executable).with_name("spanlake")
 PLAIN = SamplingConfig(after_days=7, share=0.2, slow_quantile=1, rare_spans=0)
 """Without reasons that keep a trace, but for errors."""
 RECEIVED_DAYS_AGO = 9.0
-
-
-@pytest.fixture
-def lake(tmp_path: Path) -> Iterator[Lake]:
-    location = locate(StorageConfig(data=str(tmp_path / "data")))
-    location.prepare()
-    with Lake(location, read_only=False) as lake:
-        lake.ensure(COLLECTOR_DEFINITIONS)
-        maintain.configure(lake)
-        yield lake
 
 
 def table(
@@ -285,8 +273,8 @@ def test_who_comes_second_does_it_again_or_not_at_all(lake: Lake, other: str, mo
         store(lake, table(100, number))
     decide, raced = decisions.decide, []
 
-    def slow(*arguments: object) -> object:
-        decided = decide(*arguments)  # type: ignore[arg-type]
+    def slow(*arguments: Any) -> object:
+        decided = decide(*arguments)
         if not raced:
             raced.append(1)
             if other == "samples":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import duckdb
 import numpy as np
@@ -100,7 +101,7 @@ def test_nothing_that_ended_is_told() -> None:
     assert log_rank(nothing, nothing) == (0.0, 1.0)
 
 
-def minute(number: int, destination: str, messages: int, lags: dict[int, int], negative: int = 0) -> dict[str, object]:
+def minute(number: int, destination: str, messages: int, lags: dict[int, int], negative: int = 0) -> dict[str, Any]:
     delivered = sum(lags.values()) + negative
     return {
         "window_start": (NOON + timedelta(minutes=number)).replace(tzinfo=None), "region": "north", "tenant": "a",
@@ -120,7 +121,7 @@ def lake(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lake]:
     ]  # fmt: skip
     maps = [name for name in DELIVERIES.schema if name.endswith(("buckets", "counts"))]
     frame = pl.DataFrame(
-        [{**row, **{name: [{"key": k, "value": v} for k, v in row[name].items()] for name in maps}} for row in rows]  # type: ignore[attr-defined]
+        [{**row, **{name: [{"key": k, "value": v} for k, v in row[name].items()] for name in maps}} for row in rows]
     )
     with Lake(location, read_only=False) as opened:
         jobs.prepare(opened)

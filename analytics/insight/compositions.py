@@ -16,13 +16,13 @@ import polars as pl
 from numpy.lib.stride_tricks import sliding_window_view
 
 from analytics.insight import telling
+from analytics.insight.baselines import SCALES
 from analytics.insight.changes import began
 from analytics.insight.finding import Effect, Finding, Place
 from analytics.insight.measures import Bools, Floats
 from analytics.insight.mix import by_mix_of
 from analytics.insight.scene import Scene
 
-_LENGTHS = (2, 3, 5, 8, 12)
 _BEFORE = 10
 _WINDOWS_MIN = 8
 _MOVED_MIN = 0.05
@@ -67,7 +67,7 @@ def shifted(demand: Floats, baseline: int, recent: int) -> Shift | None:
     """The clearest shift up to the end of demand by tenant and minute, within the last `recent` ones; None where there
     is none. The first `baseline` minutes tell what is usual."""
     usual = np.median(demand[:, :baseline], axis=1) if baseline else np.zeros(len(demand))
-    lengths = [k for k in _LENGTHS if k <= recent and baseline - _BEFORE - k >= _WINDOWS_MIN]
+    lengths = [k for k in SCALES if k <= recent and baseline - _BEFORE - k >= _WINDOWS_MIN]
     found = [_over(demand, usual, baseline, minutes) for minutes in lengths]
     return max((one for one in found if one is not None), key=lambda one: one.deviation, default=None)
 

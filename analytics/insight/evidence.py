@@ -260,13 +260,19 @@ class Evidence:
     @property
     def first_minute(self) -> datetime | None:
         """Start of the oldest minute (naive UTC), None without any."""
-        first: int | None = self.base.rows["minute"].min()  # type: ignore[assignment]
-        return None if first is None else _EPOCH + timedelta(minutes=first)
+        first = self.base.rows["minute"].min()
+        return _EPOCH + timedelta(minutes=first) if isinstance(first, int) else None
 
     def pruned(self) -> Evidence:
         """The same without what no minute knows any more."""
-        grains = {name: getattr(self, name) for name in _FIELDS}
-        return replace(self, **{name: one.pruned() for name, one in grains.items() if isinstance(one, Grain)})  # type: ignore[arg-type]
+        return replace(
+            self,
+            base=self.base.pruned(),
+            host=self.host.pruned(),
+            version=self.version.pruned(),
+            destination=self.destination.pruned(),
+            error=self.error.pruned(),
+        )
 
 
 def of_spans(spans: pl.DataFrame) -> Evidence:

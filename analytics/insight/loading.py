@@ -74,7 +74,8 @@ def load(
 
     grains = {name: source.grain(table, dimensions, seen) for name, (table, dimensions) in TABLES.items()}
     return replace(
-        told, **grains,  # type: ignore[arg-type]
+        told, base=grains["base"], host=grains["host"], version=grains["version"],
+        destination=grains["destination"], error=grains["error"],
         demand=_steady(pl.concat(demand)) if demand else told.demand,
         skew=source.skew(), hourly=source.hourly() if with_hours else told.hourly,
     )  # fmt: skip

@@ -10,20 +10,13 @@ from __future__ import annotations
 import struct
 from functools import lru_cache
 
+from collector.varint import varint
+
 LENGTH_MAX = 1 << 13
 """Bytes of what is written here; more is left to python-protobuf."""
 
 
-def _varint(number: int) -> bytes:
-    parts = bytearray()
-    while number > 0x7F:
-        parts.append(number & 0x7F | 0x80)
-        number >>= 7
-    parts.append(number)
-    return bytes(parts)
-
-
-_LENGTHS = [_varint(length) for length in range(LENGTH_MAX + 64)]
+_LENGTHS = [varint(length) for length in range(LENGTH_MAX + 64)]
 _DIGITS_MAX = 18
 """So many decimal digits are always an int64."""
 _BOOLS = {True: b"\x12\x02\x10\x01", False: b"\x12\x02\x10\x00"}
@@ -63,14 +56,13 @@ def _key(key: str) -> bytes | None:
 
 def _member(name: str, content: object) -> bytes | None:
     """Field `value` of a KeyValue."""
-    kind = type(content)
-    if name == "stringValue" and kind is str:
-        return _text(content)  # type: ignore[arg-type]
+    if name == "stringValue" and type(content) is str:
+        return _text(content)
     if name == "intValue":
         return _integer(content)
-    if name == "boolValue" and kind is bool:
-        return _BOOLS[content]  # type: ignore[index]
-    if name == "doubleValue" and kind is float:
+    if name == "boolValue" and type(content) is bool:
+        return _BOOLS[content]
+    if name == "doubleValue" and type(content) is float:
         return b"\x12\x09\x21" + _pack_double(content)
     return None
 
@@ -91,5 +83,5 @@ def _integer(content: object) -> bytes | None:
         number = content
     else:
         return None
-    written = _LENGTHS[number] if number < LENGTH_MAX else _varint(number)
+    written = _LENGTHS[number] if number < LENGTH_MAX else varint(number)
     return b"\x12" + _LENGTHS[1 + len(written)] + b"\x18" + written

@@ -13,18 +13,10 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from collector.varint import varint
+
 _VARINT, _FIXED64, _DELIMITED, _FIXED32 = 0, 1, 2, 5
 _EMPTY = pa.scalar(b"", pa.large_binary())
-
-
-def varint(number: int) -> bytes:
-    """A base-128 varint of a number that is not negative."""
-    encoded = bytearray()
-    while number > 0x7F:
-        encoded.append(number & 0x7F | 0x80)
-        number >>= 7
-    encoded.append(number)
-    return bytes(encoded)
 
 
 def delimited(number: int, values: pa.Array) -> pa.LargeBinaryArray:

@@ -16,8 +16,9 @@ from opentelemetry.proto.common.v1.common_pb2 import AnyValue, InstrumentationSc
 from opentelemetry.proto.resource.v1.resource_pb2 import Resource as ResourceMessage
 
 from collector.decode.semantics import KINDS, STATUSES, Mapping
-from collector.encode.fields import delimited, fixed32, fixed64, from_hex, gathered, joined, varint, varints
+from collector.encode.fields import delimited, fixed32, fixed64, from_hex, gathered, joined, varints
 from collector.encode.promoted import Restored, restored
+from collector.varint import varint
 
 REQUEST_BYTES = 4 * 2**20
 LATE_EVENT = "spanlake.time_unix_nano"

@@ -10,6 +10,8 @@ import struct
 from collections.abc import Callable
 from typing import Any
 
+from collector.varint import varint
+
 TRUE, FALSE, BYTE, I16, I32, I64, DOUBLE, BINARY, LIST, SET = range(1, 11)
 STRUCT = 12
 """The types of fields. FALSE is how a boolean is written that is not true; as a type of Struct it is TRUE."""
@@ -118,7 +120,7 @@ def _write_value(out: bytearray, kind: int, value: Any) -> None:
     if I16 <= kind <= I64:
         _write_zigzag(out, value)
     elif kind == BINARY:
-        _write_varint(out, len(value))
+        out += varint(len(value))
         out += value
     elif kind == STRUCT:
         _write_struct(out, value)
@@ -133,7 +135,7 @@ def _write_value(out: bytearray, kind: int, value: Any) -> None:
 def _write_list(out: bytearray, kind: int, values: list[Any]) -> None:
     out.append(min(len(values), 15) << 4 | kind)
     if len(values) >= 15:
-        _write_varint(out, len(values))
+        out += varint(len(values))
     for value in values:
         if kind == TRUE:
             out.append(TRUE if value else FALSE)
@@ -141,12 +143,5 @@ def _write_list(out: bytearray, kind: int, values: list[Any]) -> None:
             _write_value(out, kind, value)
 
 
-def _write_varint(out: bytearray, value: int) -> None:
-    while value > 127:
-        out.append(value & 127 | 128)
-        value >>= 7
-    out.append(value)
-
-
 def _write_zigzag(out: bytearray, value: int) -> None:
-    _write_varint(out, value << 1 if value >= 0 else (-value << 1) - 1)
+    out += varint(value << 1 if value >= 0 else (-value << 1) - 1)
