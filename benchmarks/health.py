@@ -74,9 +74,7 @@ def measure(lake: Lake) -> dict[str, object]:
             "24 h off the hour, rows by region": lambda: health_rows(reader, odd_day, Scope()),
             "24 h, rows by tenant, ingress": lambda: health_rows(reader, day, ingress, ("tenant",)),
             "1 h, rows by region": lambda: health_rows(reader, hour, Scope()),
-            "1 h, rows by tenant and operation": lambda: health_rows(
-                reader, hour, ingress, ("tenant", "operation")
-            ),
+            "1 h, rows by tenant and operation": lambda: health_rows(reader, hour, ingress, ("tenant", "operation")),
             "1 h, series by region": lambda: health_series(reader, hour, Scope(), "region"),
             "24 h, choices": lambda: choices(reader, day),
             "freshness": lambda: freshness(reader),

@@ -67,7 +67,7 @@ def collecting(data: Path, environment: Mapping[str, str] | None = None) -> Iter
     with subprocess.Popen(
         [*command, "--grpc", "127.0.0.1:0", "--http", "127.0.0.1:0"],
         stdout=subprocess.PIPE,
-        env=os.environ | ENVIRONMENT | (environment or {}),
+        env={**os.environ, **ENVIRONMENT, **(environment or {})},
     ) as popen:
         try:
             assert popen.stdout is not None

@@ -13,8 +13,9 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
+from operator import itemgetter
 from pathlib import Path
 
 from benchmarks.machine import describe
@@ -55,7 +56,7 @@ def stage_of(frames: Iterable[str], thread: str) -> str:
     return OTHER
 
 
-def stages(cpu: Mapping[int, float], names: Mapping[int, str], stacks: Iterable[str]) -> Counter[str]:
+def stages(cpu: Mapping[int, float], names: Mapping[int, str], stacks: Iterable[str]) -> dict[str, float]:
     """CPU seconds by stage, of CPU seconds and names by thread and collapsed stacks with counts. Pure."""
     samples: dict[int, Counter[str]] = {}
     for line in stacks:
@@ -64,11 +65,11 @@ def stages(cpu: Mapping[int, float], names: Mapping[int, str], stacks: Iterable[
         thread = int(head.partition("(")[2].partition(")")[0])
         name = head.partition(": ")[2]
         samples.setdefault(thread, Counter())[stage_of(frames, name)] += int(count)
-    found: Counter[str] = Counter()
+    found: defaultdict[str, float] = defaultdict(float)
     for thread, seconds in cpu.items():
         shares = samples.get(thread) or Counter({stage_of((), names.get(thread, "")): 1})
-        for stage, count in shares.items():
-            found[stage] += seconds * count / shares.total()
+        for stage, share in shares.items():
+            found[stage] += seconds * share / shares.total()
     return found
 
 
@@ -85,7 +86,7 @@ def threads(pid: int) -> dict[int, tuple[str, float]]:
     return found
 
 
-def profiled(collector: Collector, seconds: float, output: Path) -> Counter[str]:
+def profiled(collector: Collector, seconds: float, output: Path) -> dict[str, float]:
     """CPU seconds by stage while it is under load."""
     pid = collector.popen.pid
     command = [
@@ -130,11 +131,11 @@ def main() -> None:
         found = profiled(collector, options.seconds, Path(folder) / "stacks")
         for sender in senders:
             sender.join()
-    total = found.total()
+    total = sum(found.values())
     print(f"{'stage':32}{'CPU s':>8}{'share':>8}")
-    for stage, seconds in found.most_common():
+    for stage, seconds in sorted(found.items(), key=itemgetter(1), reverse=True):
         print(f"{stage:32}{seconds:8.2f}{seconds / total:8.1%}")
-    print(f"accounted for: {1 - found[OTHER] / total:.1%} of {total:.2f} CPU seconds")
+    print(f"accounted for: {1 - found.get(OTHER, 0.0) / total:.1%} of {total:.2f} CPU seconds")
     print(", ".join(f"{name} {value}" for name, value in describe().items()))
 
 

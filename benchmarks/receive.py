@@ -59,7 +59,8 @@ def request_of(spans: int) -> bytes:
         for index in range(10):
             value = span.attributes.add(key=f"attribute.number.{index}").value
             value.string_value = f"value-{number * (index + 3) * 31 % 997}"
-    return request.SerializeToString()
+    serialized: bytes = request.SerializeToString()
+    return serialized
 
 
 def _grpc_client(endpoint: str, payload: bytes, compressed: bool, until: float) -> int:
@@ -103,9 +104,7 @@ def _measure(child: psutil.Process, endpoints: Endpoints, seconds: float) -> Non
             for compressed in (False, True):
                 before, until = child.cpu_times(), monotonic() + seconds
                 with ThreadPoolExecutor(CLIENTS) as threads:
-                    jobs = [
-                        threads.submit(client, endpoint, payload, compressed, until) for _ in range(CLIENTS)
-                    ]
+                    jobs = [threads.submit(client, endpoint, payload, compressed, until) for _ in range(CLIENTS)]
                     requests = sum(job.result() for job in jobs)
                 after = child.cpu_times()
                 cpu = after.user + after.system - before.user - before.system

@@ -96,8 +96,7 @@ def changes(before: Sequence[Row], after: Sequence[Row]) -> list[Change]:
 
 
 def _change(a: Row, b: Row) -> Change:
-    in_proportion = a.ratio and b.ratio and a.baseline == b.baseline
-    first, second = (a.ratio, b.ratio) if in_proportion else (a.value, b.value)
+    first, second = (a.ratio, b.ratio) if a.ratio and b.ratio and a.baseline == b.baseline else (a.value, b.value)
     factor = second / first if first else (1.0 if first == second else math.inf)
     noise = max(NOISE, a.spread + b.spread)
     verdict: Literal["better", "worse", ""] = ""

@@ -64,9 +64,7 @@ def rollup_columns(count: int, seed: int, start_ns: int, seconds: float) -> dict
         "region": _label(region, REGIONS),
         "tenant": _label(tenant, [f"tenant-{i:02}" for i in range(48)]),
         "status": _label((rng.random(count) < 0.01).astype(int), ["unset", "error"]),
-        "start_time": pa.array(
-            start_ns + np.sort(rng.integers(0, int(seconds * 10**9), count)), pa.timestamp("ns")
-        ),
+        "start_time": pa.array(start_ns + np.sort(rng.integers(0, int(seconds * 10**9), count)), pa.timestamp("ns")),
         "duration_ns": pa.array(np.exp(rng.normal(14, 0.8, count)).astype(np.int64)),
         "cache_hit": pa.array(rng.random(count) < 0.9, mask=~is_cache),
         "payload_bytes": pa.array(rng.integers(0, 10_000, count), mask=rng.random(count) < 0.3),

@@ -18,13 +18,14 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
-import os
 import subprocess
 import sys
 import tempfile
 import threading
 import time
+from collections.abc import Callable, Coroutine
 from pathlib import Path
+from typing import Any
 
 import grpc
 import psutil
@@ -32,6 +33,7 @@ from google.rpc.error_details_pb2 import RetryInfo
 
 from benchmarks.ingest import percentile
 from benchmarks.machine import describe
+from benchmarks.process import collecting
 from benchmarks.senders import EXPORT
 from benchmarks.traffic import Traffic
 
@@ -49,8 +51,8 @@ class Results:
         self.latencies_ms: list[float] = []
         self.refusals: dict[str, int] = {}
 
-    def refuse(self, code: str) -> None:
-        self.refusals[code] = self.refusals.get(code, 0) + 1
+    def refuse(self, code: str, count: int = 1) -> None:
+        self.refusals[code] = self.refusals.get(code, 0) + count
 
 
 class Quiet(threading.Thread):
@@ -125,8 +127,9 @@ def retry_delay_seconds(error: grpc.aio.AioRpcError) -> float:
     return RetryInfo.FromString(told).retry_delay.ToTimedelta().total_seconds() if told else 1.0
 
 
-async def pace(one, pause: float, until: float, results: Results) -> None:
-    tasks = set()
+async def pace(one: Callable[[], Coroutine[Any, Any, None]], pause: float, until: float, results: Results) -> None:
+    """Begin `one` each `pause` seconds, and no more of them at a time than there are workers."""
+    tasks: set[asyncio.Task[None]] = set()
     due = time.monotonic()
     while due < until:
         await asyncio.sleep(max(0.0, due - time.monotonic()))
@@ -142,72 +145,85 @@ async def pace(one, pause: float, until: float, results: Results) -> None:
     await asyncio.gather(*tasks, return_exceptions=True)
 
 
+class Noise:
+    """The process of the noisy tenant, and what came of its requests."""
+
+    def __init__(self, endpoint: str) -> None:
+        command = [sys.executable, "-m", "benchmarks.tenants", *sys.argv[1:], "--endpoint", endpoint]
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._commands, self._reports = self._process.stdin, self._process.stdout
+        self._reports.readline()
+        self.pid = self._process.pid
+        self.results = Results()
+
+    def begin(self) -> None:
+        """Let it send for one phase."""
+        self._commands.write("go\n")
+        self._commands.flush()
+
+    def end(self) -> None:
+        """Wait for the end of its phase."""
+        found = json.loads(self._reports.readline())
+        self.results.latencies_ms += found["latencies_ms"]
+        for code, count in found["refusals"].items():
+            self.results.refuse(code, count)
+
+    def stop(self) -> None:
+        """Let it end."""
+        self._commands.close()
+        self._process.wait()
+
+
 def environment(arguments: argparse.Namespace) -> dict[str, str]:
-    changes = {"SPANLAKE_TELEMETRY_METRICS": "", "SPANLAKE_TELEMETRY_HEALTH": ""}
     if arguments.scenario == "quota":
-        changes |= {"SPANLAKE_QUOTAS_SPANS_PER_SECOND": str(QUOTA_FACTOR * arguments.rate)}
-        changes |= {"SPANLAKE_QUOTAS_BURST_SECONDS": "1"}
-    if arguments.scenario == "flood":
-        changes |= FLOOD_BOUNDS
-    return os.environ | changes
+        quota = str(QUOTA_FACTOR * arguments.rate)
+        return {"SPANLAKE_QUOTAS_SPANS_PER_SECOND": quota, "SPANLAKE_QUOTAS_BURST_SECONDS": "1"}
+    return FLOOD_BOUNDS if arguments.scenario == "flood" else {}
 
 
 def measure(arguments: argparse.Namespace) -> dict[str, object]:
-    with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
-        command = [sys.executable, "-m", "dashboard.cli", "collect", "--data", str(Path(folder) / "data")]
-        collector = subprocess.Popen(
-            [*command, "--grpc", "127.0.0.1:0", "--http", "127.0.0.1:0"],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            env=environment(arguments),
-        )
-        try:
-            endpoint = json.loads(collector.stdout.readline())["grpc"]
-            return phases(arguments, endpoint, psutil.Process(collector.pid))
-        finally:
-            collector.terminate()
-            collector.wait()
+    with (
+        tempfile.TemporaryDirectory(dir=arguments.folder) as folder,
+        collecting(Path(folder) / "data", environment(arguments)) as collector,
+    ):
+        endpoint = collector.addresses["grpc"]
+        phase = ["warm up"]
+        tenants = [Quiet(i, endpoint, arguments, phase) for i in range(QUIET_TENANTS)]
+        noise = Noise(endpoint)
+        for tenant in tenants:
+            tenant.start()
+        time.sleep(2)
+        cores = phases(arguments, phase, collector.process, noise)
+        phase[0] = "end"
+        for tenant in tenants:
+            tenant.join()
+        noise.stop()
+    return table(tenants, noise.results, cores)
 
 
-def phases(arguments: argparse.Namespace, endpoint: str, collector: psutil.Process) -> dict[str, object]:
-    phase = ["warm up"]
-    tenants = [Quiet(i, endpoint, arguments, phase) for i in range(QUIET_TENANTS)]
-    noise = subprocess.Popen(
-        [sys.executable, "-m", "benchmarks.tenants", *sys.argv[1:], "--endpoint", endpoint],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    noise.stdout.readline()
-    for tenant in tenants:
-        tenant.start()
-    time.sleep(2)
-    noisy, cores = Results(), {f"{who} {name}": 0.0 for who in ("collector", "senders") for name in ("quiet", "noisy")}
+def phases(
+    arguments: argparse.Namespace, phase: list[str], collector: psutil.Process, noise: Noise
+) -> dict[str, float]:
+    """Let quiet and noisy phases alternate; the cores that collector and senders took in each."""
+    cores = {f"{who} {name}": 0.0 for who in ("collector", "senders") for name in ("quiet", "noisy")}
     processes = {"collector": [collector], "senders": [psutil.Process(), psutil.Process(noise.pid)]}
     for _ in range(arguments.rounds):
         for name in ("quiet", "noisy"):
             before = {who: cpu_seconds(each) for who, each in processes.items()}
             phase[0] = name
             if name == "noisy":
-                noise.stdin.write("go\n")
-                noise.stdin.flush()
+                noise.begin()
             time.sleep(arguments.seconds)
             phase[0] = "between"
             for who, each in processes.items():
                 used = cpu_seconds(each) - before[who]
                 cores[f"{who} {name}"] += used / arguments.seconds / arguments.rounds
             if name == "noisy":
-                found = json.loads(noise.stdout.readline())
-                noisy.latencies_ms += found["latencies_ms"]
-                for code, count in found["refusals"].items():
-                    noisy.refusals[code] = noisy.refusals.get(code, 0) + count
+                noise.end()
             time.sleep(1)
-    phase[0] = "end"
-    for tenant in tenants:
-        tenant.join()
-    noise.stdin.close()
-    noise.wait()
-    return table(tenants, noisy, cores)
+    return cores
 
 
 def cpu_seconds(processes: list[psutil.Process]) -> float:
