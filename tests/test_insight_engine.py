@@ -77,6 +77,7 @@ def told(calls: pl.DataFrame, minute: int = MINUTES) -> list[Finding]:
 DURING = pl.col("minute") >= BEGIN
 NORTH = pl.col("region") == "north"
 ON_HOST = NORTH & (pl.col("host") == 2)
+NOISY = [3, 6, 7, 11, 15, 16, 20, 24, 25, 29, 33, 37, 46, 47, 48, 49]
 
 
 def changed(which: pl.Expr, **columns: pl.Expr) -> pl.DataFrame:
@@ -129,6 +130,21 @@ def test_a_noisy_neighbour_is_the_suspect_and_the_others_are_hurt() -> None:
     assert (found.kind, found.host, found.suspects) == ("noisy_neighbour", "cache-north-2", ("tenant=t3",))
     assert "t3" not in found.tenants
     assert "correlates" in found.sentence
+
+
+def test_a_neighbour_that_has_come_before_without_harm_is_still_the_suspect() -> None:
+    slow = changed(ON_HOST, served=pl.col("served") * 3)
+    noisy = slow.filter(ON_HOST & (pl.col("tenant") == "t3") & pl.col("minute").is_in(NOISY))
+    copies = pl.concat([noisy.with_columns(pl.col("number") + 10**7 * copy) for copy in range(1, 15)])
+    found = told(pl.concat([slow.filter(~DURING | (pl.col("minute") >= BEGIN + 4) | ~ON_HOST), copies]))[0]
+    assert (found.kind, found.suspects) == ("noisy_neighbour", ("tenant=t3",))
+
+
+def test_a_host_that_is_slow_for_one_tenant_names_nobody_else() -> None:
+    both = changed(ON_HOST & (pl.col("tenant") == "t0"), served=pl.col("served") * 8)
+    some = changed(ON_HOST & (pl.col("tenant") == "t5") & (pl.col("number") % 3 == 0), served=pl.col("served") * 8)
+    found = told(both.with_columns(served=pl.max_horizontal("served", some["served"])))[0]
+    assert (found.kind, found.tenants) == ("instance", ("t0",))
 
 
 def test_who_asks_more_of_all_hosts_is_no_neighbour_of_the_slow_one() -> None:
@@ -295,3 +311,15 @@ def test_repeats_are_told_by_what_failed_whatever_was_asked(requests: list[int],
     assert found == (pytest.approx(1 + repeats), pytest.approx(1))
     assert repeated(calls, asked, failed / 2, len(asked) - 5, len(asked) - 5) is None
     assert repeated(asked, asked, failed, len(asked) - 5, len(asked) - 5) is None
+
+
+@pytest.mark.parametrize(("much", "kinds"), [((4, 2), {"traffic_surge"}), ((12, 1.3), set())])
+def test_a_surge_lasts_and_a_minute_of_it_is_none(much: tuple[float, float], kinds: set[str]) -> None:
+    """Traffic of the last two minutes, as multiples of the usual; the last is above it in both."""
+    calm = platform()
+    parts = [calm]
+    for minute, ratio in zip((MINUTES - 2, MINUTES - 1), much, strict=True):
+        there = calm.filter(NORTH & (pl.col("minute") == minute))
+        more = there.sample(fraction=ratio - 1, with_replacement=True, seed=1)
+        parts.append(more.with_columns(number=pl.Series(range(more.height)) + 10**7 * minute))
+    assert {one.kind for one in told(pl.concat(parts))} == kinds
