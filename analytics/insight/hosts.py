@@ -33,6 +33,8 @@ _LOAD_SHARE_RISE_MIN = 0.05
 _CORRELATION_MIN = 0.35
 """As in CPI2: a load that comes and goes by nature hurt nobody before, and correlates the less for it."""
 _SHIFTS_P_MAX = 0.1
+_UNDECIDED_MINUTES = 5
+"""By then it is clear whether a tenant's load goes with the trouble; before, the host is not blamed instead."""
 _ELSEWHERE_MAX = 0.5
 """Most of the rise of a suspect's load that its rise on the peers may be."""
 
@@ -47,6 +49,11 @@ class Suspect:
     p_corrected: float
     load_ratio: float
     load_share: float
+
+    @property
+    def is_clear(self) -> bool:
+        """Whether load and trouble go together clearly enough to say so."""
+        return self.correlation >= _CORRELATION_MIN and self.p_corrected <= _SHIFTS_P_MAX
 
 
 def find(scene: Scene) -> list[Finding]:
@@ -72,7 +79,9 @@ def _judge(scene: Scene, what: str, serving: Bools, found: dict[tuple[str, ...],
         place = tuple(str(value) for value in keys.row(int(index)))
         z = float(groups.scan.z[index])
         if place not in found or z > found[place][0]:
-            found[place] = (z, _host(scene, groups, int(index), what, measure, (of == index) & serving))
+            told = _host(scene, groups, int(index), what, measure, (of == index) & serving)
+            if told is not None:
+                found[place] = (z, told)
 
 
 def _peers(groups: Groups) -> Bools:
@@ -100,13 +109,16 @@ def _peers(groups: Groups) -> Bools:
     return found
 
 
-def _host(scene: Scene, groups: Groups, index: int, what: str, measure: Rated, which: Bools) -> Finding:
+def _host(scene: Scene, groups: Groups, index: int, what: str, measure: Rated, which: Bools) -> Finding | None:
+    """What is wrong with a host; None as long as a tenant that came with the trouble may have brought it."""
     panel, scan = scene.panel("host"), groups.scan
     region, service, host = (str(value) for value in groups.keys.row(index))
     since = int(scan.since[index])
     place = Place(region, service, host=host)
     blamed = suspects(scene, panel, measure, which, since)
-    culprit = blamed[0] if blamed else None
+    culprit = next((one for one in blamed if one.is_clear), None)
+    if blamed and not culprit and scene.span.count - since <= _UNDECIDED_MINUTES:
+        return None
     victims = which & (panel.keys["tenant"] != culprit.tenant).to_numpy() if culprit else which
     effect = (
         telling.share_effect("error_rate", measure, victims, since)
@@ -159,7 +171,7 @@ def _hurt(scene: Scene, measure: Rated, victims: Bools, since: int) -> telling.I
 
 
 def suspects(scene: Scene, panel: Panel, measure: Rated, which: Bools, since: int) -> list[Suspect]:
-    """Tenants whose load on the host goes with the trouble of the others there, best first."""
+    """Tenants whose load on the host, and not on its peers, rose with the trouble of the others there, best first."""
     tenants = panel.keys.filter(pl.Series(which)).select("tenant").unique(maintain_order=True).with_row_index("group")
     of = panel.keys.filter(pl.Series(which)).join(tenants, on="tenant", maintain_order="left")["group"].to_numpy()
     of, count = of.astype(np.intp), tenants.height
@@ -182,10 +194,7 @@ def suspects(scene: Scene, panel: Panel, measure: Rated, which: Bools, since: in
     found = [
         Suspect(str(tenants["tenant"][int(i)]), float(r), float(p_i), float(q), float(ratio[i]), float(share[i]))
         for i, r, p_i, q in zip(candidates, correlation, p, corrected, strict=True)
-        if r >= _CORRELATION_MIN
-        and q <= _SHIFTS_P_MAX
-        and _not_later(load[i], since, scene)
-        and elsewhere[i] - 1 <= _ELSEWHERE_MAX * (ratio[i] - 1)
+        if _not_later(load[i], since, scene) and elsewhere[i] - 1 <= _ELSEWHERE_MAX * (ratio[i] - 1)
     ]
     rise = {suspect.tenant: (suspect.load_ratio - 1) * suspect.load_share * suspect.correlation for suspect in found}
     return sorted(found, key=lambda suspect: -rise[suspect.tenant])
