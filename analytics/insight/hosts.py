@@ -2,7 +2,8 @@
 
 Noisy neighbour, after CPI2 (Zhang et al., EuroSys 2013): the victims' series is the share of slow spans of *all other*
 tenants on the host; a suspect's usage is its offered load there, in seconds of work a second at the durations of its
-own baseline (Little's law), so that the slowness itself does not count as usage. Suspects are ranked by the
+own baseline (Little's law), so that the slowness itself does not count as usage, less what it then asks of the
+service's other hosts, so that its bursts on all of them do not count either. Suspects are ranked by the
 correlation of usage and victims' excess; it is confirmed by a permutation test over circular shifts of the series,
 which keeps their autocorrelation, corrected over all suspects (Benjamini and Hochberg). A suspect's load must not
 rise after the victims'.
@@ -30,8 +31,7 @@ _SHARE_OF_SERVICE = 0.55
 _PEERS_RATIO_MAX = 0.6
 _LOAD_RATIO_MIN = 1.4
 _LOAD_SHARE_RISE_MIN = 0.05
-_CORRELATION_MIN = 0.35
-"""As in CPI2: a load that comes and goes by nature hurt nobody before, and correlates the less for it."""
+_CORRELATION_MIN = 0.5
 _SHIFTS_P_MAX = 0.1
 _UNDECIDED_MINUTES = 5
 """By then it is clear whether a tenant's load goes with the trouble; before, the host is not blamed instead."""
@@ -188,13 +188,16 @@ def suspects(scene: Scene, panel: Panel, measure: Rated, which: Bools, since: in
     if not len(candidates):
         return []
     others = (excess.sum(0) - excess[candidates]) / np.sqrt(np.maximum(variance.sum(0) - variance[candidates], 0.25))
-    correlation, p = shifted_correlation(load[candidates], others)
+    peers = _ratio_elsewhere(scene, panel, which, tenants["tenant"])
+    # What it asks of all hosts alike is left out: nobody on this one alone is hurt by it.
+    alone = load - before[:, None] * peers
+    correlation, p = shifted_correlation(alone[candidates], others)
     corrected = multipletests(p, method="fdr_bh")[1]
-    elsewhere = _ratio_elsewhere(scene, panel, which, tenants["tenant"], since)
+    elsewhere = peers[:, since:].mean(1)[candidates]
     found = [
         Suspect(str(tenants["tenant"][int(i)]), float(r), float(p_i), float(q), float(ratio[i]), float(share[i]))
-        for i, r, p_i, q in zip(candidates, correlation, p, corrected, strict=True)
-        if _not_later(load[i], since, scene) and elsewhere[i] - 1 <= _ELSEWHERE_MAX * (ratio[i] - 1)
+        for i, r, p_i, q, peer in zip(candidates, correlation, p, corrected, elsewhere, strict=True)
+        if _not_later(load[i], since, scene) and peer - 1 <= _ELSEWHERE_MAX * (ratio[i] - 1)
     ]
     rise = {suspect.tenant: (suspect.load_ratio - 1) * suspect.load_share * suspect.correlation for suspect in found}
     return sorted(found, key=lambda suspect: -rise[suspect.tenant])
@@ -222,8 +225,8 @@ def _offered_load(panel: Panel, which: Bools) -> Floats:
     return load
 
 
-def _ratio_elsewhere(scene: Scene, panel: Panel, which: Bools, tenants: pl.Series, since: int) -> Floats:
-    """How many times its usual load each tenant brings to the same service's other hosts in the region.
+def _ratio_elsewhere(scene: Scene, panel: Panel, which: Bools, tenants: pl.Series) -> Floats:
+    """How many times its usual load each tenant brings to the same service's other hosts in the region, by minute.
 
     Who asks more of all of them bursts, and is no neighbour of one host.
     """
@@ -234,8 +237,7 @@ def _ratio_elsewhere(scene: Scene, panel: Panel, which: Bools, tenants: pl.Serie
     peers &= panel.keys["tenant"].is_in(list(number)).to_numpy()
     of = panel.keys["tenant"].filter(pl.Series(peers)).replace_strict(number, return_dtype=pl.Int64).to_numpy()
     count = summed(panel.counts["count"][peers], of.astype(np.intp), len(tenants))
-    before, now = count[:, : scene.span.baseline].mean(1), count[:, since:].mean(1)
-    ratio: Floats = (now + 1) / (before + 1)
+    ratio: Floats = (count + 1) / (count[:, : scene.span.baseline].mean(1, keepdims=True) + 1)
     return ratio
 
 
