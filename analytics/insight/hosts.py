@@ -21,7 +21,7 @@ from statsmodels.stats.multitest import multipletests
 from analytics.insight import telling
 from analytics.insight.finding import Finding, Place
 from analytics.insight.locating import locate
-from analytics.insight.measures import Bools, Floats, Rated, summed
+from analytics.insight.measures import Bools, Floats, Measure, Rated, summed
 from analytics.insight.panel import Panel
 from analytics.insight.scene import Groups, Scene
 
@@ -34,7 +34,8 @@ _LOAD_SHARE_RISE_MIN = 0.05
 _CORRELATION_MIN = 0.5
 _SHIFTS_P_MAX = 0.1
 _UNDECIDED_MINUTES = 5
-"""By then it is clear whether a tenant's load goes with the trouble; before, the host is not blamed instead."""
+"""By then it is clear whether a tenant's load goes with the trouble, or what is wrong with the one tenant that alone
+is hurt; before, the host is not blamed instead."""
 _ELSEWHERE_MAX = 0.5
 """Most of the rise of a suspect's load that its rise on the peers may be."""
 
@@ -110,22 +111,25 @@ def _peers(groups: Groups) -> Bools:
 
 
 def _host(scene: Scene, groups: Groups, index: int, what: str, measure: Rated, which: Bools) -> Finding | None:
-    """What is wrong with a host; None as long as a tenant that came with the trouble may have brought it."""
+    """What is wrong with a host; None as long as a tenant may have brought it, or alone has it."""
     panel, scan = scene.panel("host"), groups.scan
     region, service, host = (str(value) for value in groups.keys.row(index))
     since = int(scan.since[index])
     place = Place(region, service, host=host)
     blamed = suspects(scene, panel, measure, which, since)
     culprit = next((one for one in blamed if one.is_clear), None)
-    if blamed and not culprit and scene.span.count - since <= _UNDECIDED_MINUTES:
-        return None
     victims = which & (panel.keys["tenant"] != culprit.tenant).to_numpy() if culprit else which
+    alone = _alone(panel, measure.rows(victims), victims, since)
+    if not culprit and (blamed or alone) and scene.span.count - since <= _UNDECIDED_MINUTES:
+        return None
     effect = (
         telling.share_effect("error_rate", measure, victims, since)
         if what == "errors"
         else telling.latency_effect(panel, victims, since, what)
     )
-    hurt = _hurt(scene, measure, victims, since)
+    hurt = telling.impact(scene, panel, measure, victims, since)
+    if alone:  # Beside so much of one, a minute or two of another are hurt by chance.
+        hurt = replace(hurt, tenants=(alone,))
     figure = f"errors {telling.times(effect)}" if what == "errors" else telling.times(effect)
     begin = f"since {scene.span.time(since):%H:%M}"
     confidence = telling.confidence(
@@ -158,16 +162,10 @@ def _host(scene: Scene, groups: Groups, index: int, what: str, measure: Rated, w
     )  # fmt: skip
 
 
-def _hurt(scene: Scene, measure: Rated, victims: Bools, since: int) -> telling.Impact:
-    """Who is hurt on the host: the one tenant alone that holds nearly all of the excess there, where one does.
-
-    Beside so much of one, a minute or two of another are hurt by chance.
-    """
-    panel, mine = scene.panel("host"), measure.rows(victims)
+def _alone(panel: Panel, mine: Measure | Rated, victims: Bools, since: int) -> str | None:
+    """The one tenant that holds nearly all of the excess on a host, where one does."""
     excess, expected = (array[:, since:].sum(1) for array in (mine.observed - mine.expected, mine.expected))
-    values, _ = locate(panel.keys.filter(pl.Series(victims)), excess, expected, ("tenant",))
-    hurt = telling.impact(scene, panel, measure, victims, since)
-    return replace(hurt, tenants=(values["tenant"],)) if "tenant" in values else hurt
+    return locate(panel.keys.filter(pl.Series(victims)), excess, expected, ("tenant",))[0].get("tenant")
 
 
 def suspects(scene: Scene, panel: Panel, measure: Rated, which: Bools, since: int) -> list[Suspect]:
