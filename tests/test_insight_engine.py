@@ -171,6 +171,30 @@ def test_a_version_that_ran_well_before_is_not_blamed() -> None:
     assert {one.kind for one in told(old)} == {"instance"}
 
 
+def test_a_release_that_follows_a_bad_one_is_told_with_it() -> None:
+    """Version 1.1 fails in the north and is harmless in the south; 1.2 takes over in the north, and fails as often."""
+    late = pl.col("minute") >= BEGIN + 4
+    bad = changed(
+        NORTH,
+        version=pl.when(late).then(pl.lit("1.2")).otherwise(pl.lit("1.1")),
+        fails=pl.col("fails") | (pl.col("number") % 10 == 0),
+    )
+    both = bad.with_columns(version=pl.when(late & ~NORTH).then(pl.lit("1.1")).otherwise("version"))
+    (found,) = told(both)
+    assert (found.kind, found.version, found.region) == ("deploy", "1.1", "north")
+    assert any("version 1.2" in symptom for symptom in found.symptoms)
+
+
+def test_a_release_that_mends_a_bad_one_is_not_told() -> None:
+    mended = changed(
+        NORTH,
+        version=pl.when(pl.col("minute") >= BEGIN + 4).then(pl.lit("1.2")).otherwise(pl.lit("1.1")),
+        fails=pl.col("fails") | ((pl.col("number") % 10 == 0) & (pl.col("minute") < BEGIN + 4)),
+    )
+    assert told(mended) == []
+    assert [one.version for one in told(mended, BEGIN + 4)] == ["1.1"]
+
+
 def test_a_harmless_version_is_no_finding() -> None:
     assert told(changed(ON_HOST, version=pl.lit("1.1"))) == []
 

@@ -106,10 +106,12 @@ def _judged(scene: Scene, release: Release, all_new: set[str], what: str) -> Fin
     if trials < scene.config.volume_min or observed - expected < _EXCESS_MIN:
         return None
     events, tried = _tables(scene, what, is_new, is_old, since)
-    compared = tried[tried[:, 0] > 0].sum(0)
-    concurrent = bool(compared[1] >= max(_CONCURRENT_SHARE_MIN * compared.sum(), scene.config.volume_min))
-    if not concurrent:
-        events[:, 1], tried[:, 1] = _usual(scene, what, is_old, release.first)
+    gone = tried[:, 1] < np.maximum(_CONCURRENT_SHARE_MIN * tried.sum(1), 1.0)
+    if tried[~gone, 1].sum() < scene.config.volume_min:
+        gone[:] = True
+    before = _usual(scene, what, is_old, release.first)
+    events[gone, 1], tried[gone, 1] = (array[gone] for array in before)
+    concurrent = bool(tried[gone, 0].sum() < 0.5 * tried[:, 0].sum())
     p, odds, low, high = telling.stratified_test(events, tried)
     ratio = _standardised_ratio(events, tried)
     if low < _ODDS_LOW_MIN or ratio < scene.config.ratio_min or p > scene.config.false_discovery_rate:
@@ -137,13 +139,13 @@ def _strata(array: Floats, which: Bools, strata: Ints, count: int, since: int) -
     return found
 
 
-def _usual(scene: Scene, what: str, of_service: Bools, first: int) -> tuple[Floats, Floats]:
-    """Events and trials by stratum before the new version came."""
+def _usual(scene: Scene, what: str, is_old: Bools, first: int) -> tuple[Floats, Floats]:
+    """Events and trials by stratum of the established versions, before the new one came."""
     panel, measure = scene.panel("version"), scene.measure("version", what)
     keys, strata = panel.groups(STRATA["version"])
     before = slice(max(0, first - 60), first)
     return tuple(  # type: ignore[return-value]
-        np.bincount(strata[of_service], weights=array[of_service][:, before].sum(1), minlength=keys.height)
+        np.bincount(strata[is_old], weights=array[is_old][:, before].sum(1), minlength=keys.height)
         for array in (measure.observed, measure.trials)
     )
 
