@@ -13,6 +13,7 @@ from analytics.insight import topics
 from analytics.insight.evidence import BASE, COUNTS, Evidence
 from analytics.insight.finding import Finding
 from analytics.insight.scene import Scene
+from analytics.insight.shares import clear
 from analytics.insight.traced import DELIVERIES_SCHEMA, DELIVERY_CELLS_SCHEMA
 from collector.config import InsightConfig
 from tests.reference.grains import grain_of
@@ -57,6 +58,13 @@ def test_late_deliveries_are_told_with_intervals_and_a_test() -> None:
     assert "log-rank" in lag.confidence.test
     assert (lag.confidence.p or 0.0) < 1e-6
     assert "one in 20 longer than" in lag.sentence
+
+
+def test_what_the_exact_test_does_not_bear_out_is_not_told() -> None:
+    (lag,) = found(0.7, 0.0)
+    few = replace(lag, confidence=replace(lag.confidence, p=0.0026))
+    scene = Scene(Evidence.empty(), NOON, InsightConfig())
+    assert clear(scene, [few, lag]) == [lag]
 
 
 def test_lost_deliveries_are_a_share_of_all_that_were_due() -> None:

@@ -77,6 +77,7 @@ def told(calls: pl.DataFrame, minute: int = MINUTES) -> list[Finding]:
 DURING = pl.col("minute") >= BEGIN
 NORTH = pl.col("region") == "north"
 ON_HOST = NORTH & (pl.col("host") == 2)
+BURSTS = [3, 6, 7, 11, 15, 16, 20, 24]
 
 
 def changed(which: pl.Expr, **columns: pl.Expr) -> pl.DataFrame:
@@ -131,6 +132,22 @@ def test_a_noisy_neighbour_is_the_suspect_and_the_others_are_hurt() -> None:
     assert "correlates" in found.sentence
 
 
+def test_bursts_on_all_hosts_do_not_hide_a_neighbour_on_one() -> None:
+    slow = changed(ON_HOST, served=pl.col("served") * 3)
+    mine = slow.filter(NORTH & (pl.col("tenant") == "t3"))
+    bursts = pl.concat([mine.filter(pl.col("minute").is_in(BURSTS))] * 20 + [mine.filter(DURING & ON_HOST)] * 14)
+    copies = bursts.with_columns(number=pl.Series(range(bursts.height)) + 10**7)
+    found = told(pl.concat([slow, copies]), BEGIN + 4)[0]
+    assert (found.kind, found.suspects) == ("noisy_neighbour", ("tenant=t3",))
+
+
+def test_a_host_that_is_slow_for_one_tenant_names_nobody_else() -> None:
+    both = changed(ON_HOST & (pl.col("tenant") == "t0"), served=pl.col("served") * 8)
+    some = changed(ON_HOST & (pl.col("tenant") == "t5") & (pl.col("number") % 3 == 0), served=pl.col("served") * 8)
+    found = told(both.with_columns(served=pl.max_horizontal("served", some["served"])))[0]
+    assert (found.kind, found.tenants) == ("instance", ("t0",))
+
+
 def test_who_asks_more_of_all_hosts_is_no_neighbour_of_the_slow_one() -> None:
     slow = changed(ON_HOST, served=pl.col("served") * 3)
     busy = slow.filter(DURING & NORTH & (pl.col("tenant") == "t3"))
@@ -152,6 +169,30 @@ def test_a_version_that_ran_well_before_is_not_blamed() -> None:
     bad = changed(NORTH & ON_HOST, fails=pl.col("fails") | (pl.col("number") % 10 == 0))
     old = bad.with_columns(version=pl.when(ON_HOST & (pl.col("minute") >= 20)).then(pl.lit("1.1")).otherwise("version"))
     assert {one.kind for one in told(old)} == {"instance"}
+
+
+def test_a_release_that_follows_a_bad_one_is_told_with_it() -> None:
+    """Version 1.1 fails in the north and is harmless in the south; 1.2 takes over in the north, and fails as often."""
+    late = pl.col("minute") >= BEGIN + 4
+    bad = changed(
+        NORTH,
+        version=pl.when(late).then(pl.lit("1.2")).otherwise(pl.lit("1.1")),
+        fails=pl.col("fails") | (pl.col("number") % 10 == 0),
+    )
+    both = bad.with_columns(version=pl.when(late & ~NORTH).then(pl.lit("1.1")).otherwise("version"))
+    (found,) = told(both)
+    assert (found.kind, found.version, found.region) == ("deploy", "1.1", "north")
+    assert any("version 1.2" in symptom for symptom in found.symptoms)
+
+
+def test_a_release_that_mends_a_bad_one_is_not_told() -> None:
+    mended = changed(
+        NORTH,
+        version=pl.when(pl.col("minute") >= BEGIN + 4).then(pl.lit("1.2")).otherwise(pl.lit("1.1")),
+        fails=pl.col("fails") | ((pl.col("number") % 10 == 0) & (pl.col("minute") < BEGIN + 4)),
+    )
+    assert told(mended) == []
+    assert [one.version for one in told(mended, BEGIN + 4)] == ["1.1"]
 
 
 def test_a_harmless_version_is_no_finding() -> None:
@@ -295,3 +336,15 @@ def test_repeats_are_told_by_what_failed_whatever_was_asked(requests: list[int],
     assert found == (pytest.approx(1 + repeats), pytest.approx(1))
     assert repeated(calls, asked, failed / 2, len(asked) - 5, len(asked) - 5) is None
     assert repeated(asked, asked, failed, len(asked) - 5, len(asked) - 5) is None
+
+
+@pytest.mark.parametrize(("much", "kinds"), [((4, 2), {"traffic_surge"}), ((12, 1.3), set())])
+def test_a_surge_lasts_and_a_minute_of_it_is_none(much: tuple[float, float], kinds: set[str]) -> None:
+    """Traffic of the last two minutes, as multiples of the usual; the last is above it in both."""
+    calm = platform()
+    parts = [calm]
+    for minute, ratio in zip((MINUTES - 2, MINUTES - 1), much, strict=True):
+        there = calm.filter(NORTH & (pl.col("minute") == minute))
+        more = there.sample(fraction=ratio - 1, with_replacement=True, seed=1)
+        parts.append(more.with_columns(number=pl.Series(range(more.height)) + 10**7 * minute))
+    assert {one.kind for one in told(pl.concat(parts))} == kinds

@@ -297,6 +297,15 @@ def test_a_burst_explains_the_host_and_the_misses_of_its_tenant_though_these_cou
     }  # fmt: skip
 
 
+def test_a_release_explains_the_one_that_follows_it_and_no_other() -> None:
+    first = finding("deploy", place=Place("r1", "cache", version="2"))
+    second = finding("deploy", place=Place("r1", "cache", version="3"), since=5)
+    assert explains(first, second)
+    assert not explains(second, first)
+    assert not explains(first, finding("deploy", place=Place("r1", "topics", version="3"), since=5))
+    assert [one.version for one in fold([second, first])] == ["2"]
+
+
 def test_a_shift_explains_the_burst_of_who_gains_and_no_other() -> None:
     shift = finding("mix_shift", tenants=("a", "b"), suspects=("tenant=a",))
     assert explains(shift, finding("burst", tenant_scope="a"))

@@ -7,7 +7,7 @@ the baseline of the same operations takes its place, and the finding says so.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import polars as pl
@@ -16,7 +16,9 @@ from scipy import stats
 from analytics.insight import telling
 from analytics.insight.baselines import onset
 from analytics.insight.finding import Finding, Place
-from analytics.insight.measures import Bools, Floats, Ints, summed
+from analytics.insight.locating import NEARLY_ALL
+from analytics.insight.measures import Bools, Floats, Ints, Rated, summed
+from analytics.insight.panel import Panel
 from analytics.insight.scene import STRATA, Scene
 
 NEW_MINUTES_MAX = 90
@@ -26,16 +28,22 @@ _ODDS_LOW_MIN = 1.2
 _EXCESS_MIN = 6
 _RAN_WELL_MINUTES = 5
 _RAN_WELL_P = 0.001
+_ELSEWHERE_MAX = 0.6
 
 
 @dataclass(frozen=True)
 class Release:
-    """A version of a service, first seen in minute `first` of the scene, and the regions that run it."""
+    """A version of a service, first seen in minute `first` of the scene, and the regions that run it.
+
+    `last`: the last minute in which it ran; `followers`: versions that came while it did.
+    """
 
     service: str
     version: str
     first: int
+    last: int
     regions: tuple[str, ...]
+    followers: tuple[str, ...] = ()
 
 
 def releases(scene: Scene) -> list[Release]:
@@ -46,7 +54,8 @@ def releases(scene: Scene) -> list[Release]:
     keys, of = panel.groups(("service_name", "service_version"))
     seen = summed(panel.counts["count"], of, keys.height) > 0
     first = np.where(seen.any(1), seen.argmax(1), scene.span.count)
-    frame = keys.with_columns(first=pl.Series(first), index=pl.Series(range(keys.height)))
+    last = scene.span.count - 1 - seen[:, ::-1].argmax(1)
+    frame = keys.with_columns(first=pl.Series(first), last=pl.Series(last), index=pl.Series(range(keys.height)))
     oldest = frame.group_by("service_name").agg(oldest=pl.col("first").min())
     new = frame.join(oldest, on="service_name").filter(
         pl.col("first") >= pl.col("oldest") + _RUNNING_BEFORE_MIN,
@@ -55,28 +64,41 @@ def releases(scene: Scene) -> list[Release]:
     found = []
     for row in new.iter_rows(named=True):
         where = panel.keys.filter(pl.Series(of == row["index"]))["region"].unique().sort()
-        found.append(Release(row["service_name"], row["service_version"], row["first"], tuple(where)))
-    return found
+        found.append(Release(row["service_name"], row["service_version"], row["first"], row["last"], tuple(where)))
+    return [replace(one, followers=_followers(one, found)) for one in found]
+
+
+def _followers(release: Release, others: list[Release]) -> tuple[str, ...]:
+    return tuple(
+        one.version
+        for one in others
+        if one.service == release.service and release.first < one.first <= release.last + 1
+        and not set(one.regions).isdisjoint(release.regions)
+    )  # fmt: skip
 
 
 def find(scene: Scene) -> list[Finding]:
-    """A finding 'deploy' for each new version that does worse."""
-    found = []
-    for release in releases(scene):
-        told = [_judged(scene, release, what) for what in ("errors", "very_slow", "slow")]
+    """A finding 'deploy' for each new version that does worse than the established ones, with those that followed it
+    while it did."""
+    found, new = [], releases(scene)
+    for release in new:
+        all_new = {one.version for one in new if one.service == release.service}
+        told = [_judged(scene, release, all_new, what) for what in ("errors", "very_slow", "slow")]
         best = max((one for one in told if one is not None), key=lambda one: one.score, default=None)
         if best is not None:
             found.append(best)
     return found
 
 
-def _judged(scene: Scene, release: Release, what: str) -> Finding | None:
+def _judged(scene: Scene, release: Release, all_new: set[str], what: str) -> Finding | None:
     panel, measure = scene.panel("version"), scene.measure("version", what)
     of_service = (panel.keys["service_name"] == release.service).to_numpy()
     # Its calls are judged at the services that it calls.
     of_service &= ~panel.keys["kind"].is_in(["client", "producer"]).to_numpy()
     is_new = of_service & (panel.keys["service_version"] == release.version).to_numpy()
-    is_old = of_service & ~is_new
+    if release.followers and _got_worse(scene, what, is_new, release.first, release.last + 1):
+        is_new |= of_service & panel.keys["service_version"].is_in(release.followers).to_numpy()
+    is_old = of_service & ~panel.keys["service_version"].is_in(all_new).to_numpy()
     since = max(release.first, scene.span.count - scene.config.recent_minutes)
     observed, expected, trials = (
         float(array[is_new][:, since:].sum()) for array in (measure.observed, measure.expected, measure.trials)
@@ -84,16 +106,19 @@ def _judged(scene: Scene, release: Release, what: str) -> Finding | None:
     if trials < scene.config.volume_min or observed - expected < _EXCESS_MIN:
         return None
     events, tried = _tables(scene, what, is_new, is_old, since)
-    concurrent = (
-        tried[:, 1].sum() >= _CONCURRENT_SHARE_MIN * tried.sum() and tried[:, 1].sum() >= scene.config.volume_min
-    )
-    if not concurrent:
-        events[:, 1], tried[:, 1] = _usual(scene, what, of_service, release.first)
+    gone = tried[:, 1] < np.maximum(_CONCURRENT_SHARE_MIN * tried.sum(1), 1.0)
+    if tried[~gone, 1].sum() < scene.config.volume_min:
+        gone[:] = True
+    before = _usual(scene, what, is_old, release.first)
+    events[gone, 1], tried[gone, 1] = (array[gone] for array in before)
+    concurrent = bool(tried[gone, 0].sum() < 0.5 * tried[:, 0].sum())
     p, odds, low, high = telling.stratified_test(events, tried)
     ratio = _standardised_ratio(events, tried)
     if low < _ODDS_LOW_MIN or ratio < scene.config.ratio_min or p > scene.config.false_discovery_rate:
         return None
-    if not _got_worse(scene, what, is_new, since) or _ran_well(scene, what, is_new, release.first):
+    last = max(since, scene.span.count - 3)
+    # What was bad once is over.
+    if not _got_worse(scene, what, is_new, last, scene.span.count) or _ran_well(scene, what, is_new, release.first):
         return None
     return _told(scene, release, what, is_new, since, concurrent, (p, odds, low, high, ratio))
 
@@ -114,13 +139,13 @@ def _strata(array: Floats, which: Bools, strata: Ints, count: int, since: int) -
     return found
 
 
-def _usual(scene: Scene, what: str, of_service: Bools, first: int) -> tuple[Floats, Floats]:
-    """Events and trials by stratum before the new version came."""
+def _usual(scene: Scene, what: str, is_old: Bools, first: int) -> tuple[Floats, Floats]:
+    """Events and trials by stratum of the established versions, before the new one came."""
     panel, measure = scene.panel("version"), scene.measure("version", what)
     keys, strata = panel.groups(STRATA["version"])
     before = slice(max(0, first - 60), first)
     return tuple(  # type: ignore[return-value]
-        np.bincount(strata[of_service], weights=array[of_service][:, before].sum(1), minlength=keys.height)
+        np.bincount(strata[is_old], weights=array[is_old][:, before].sum(1), minlength=keys.height)
         for array in (measure.observed, measure.trials)
     )
 
@@ -133,12 +158,12 @@ def _standardised_ratio(events: Floats, trials: Floats) -> float:
     return float(events[known, 0].sum() + 0.5) / (expected + 0.5)
 
 
-def _got_worse(scene: Scene, what: str, is_new: Bools, since: int) -> bool:
-    """Whether the new version stands out in the last minutes by itself: what was bad once is over."""
+def _got_worse(scene: Scene, what: str, is_new: Bools, first: int, end: int) -> bool:
+    """Whether the new version stands out by itself from minute `first` to before `end`."""
     measure = scene.measure("version", what).rows(is_new)
-    last = slice(max(since, scene.span.count - 3), None)
-    observed, expected = measure.observed[:, last].sum(), measure.expected[:, last].sum()
-    variance = measure.variance[:, last].sum()
+    observed, expected, variance = (
+        array[:, first:end].sum() for array in (measure.observed, measure.expected, measure.variance)
+    )
     return bool(observed - expected > 3 * np.sqrt(max(variance, 0.25)) and observed > 1.3 * expected)
 
 
@@ -165,7 +190,8 @@ def _told(
     everywhere = tuple(
         scene.panel("base").keys.filter(pl.col("service_name") == release.service)["region"].unique().sort()
     )
-    region = release.regions[0] if len(release.regions) == 1 and len(everywhere) > 1 else None
+    alone = len(release.regions) == 1 and len(everywhere) > 1
+    region = release.regions[0] if alone else _where(measure, panel, is_new, since)
     place = Place(region, release.service, version=release.version)
     effect = telling.share_effect("error_rate" if what == "errors" else f"{what}_share", measure, is_new, since)
     hurt = _hurt(scene, release, what, region)
@@ -188,6 +214,20 @@ def _told(
         exemplars=telling.exemplars(scene, Place(region, release.service), since, errors=what == "errors"),
         sql=telling.sql_of(scene, place, since, "rollup_version_1m"),
     )  # fmt: skip
+
+
+def _where(measure: Rated, panel: Panel, is_new: Bools, since: int) -> str | None:
+    """The region that holds nearly all of a new version's excess, while it does clearly better in the others."""
+    mine, regions = measure.rows(is_new), panel.keys["region"].filter(pl.Series(is_new))
+    names, of = np.unique(regions.to_numpy(), return_inverse=True)
+    sides = np.stack([array[:, since:].sum(1) for array in (mine.observed, mine.expected)], axis=1)
+    observed, expected = summed(sides, of.astype(np.intp), len(names)).T
+    top = int((observed - expected).argmax())
+    excess = np.maximum(observed - expected, 0)
+    here = float(observed[top] / max(expected[top], 0.5))
+    there = float((observed.sum() - observed[top]) / max(expected.sum() - expected[top], 0.5))
+    is_alone = excess[top] >= NEARLY_ALL * excess.sum() and there <= _ELSEWHERE_MAX * here
+    return str(names[top]) if is_alone and len(names) > 1 else None
 
 
 def _hurt(scene: Scene, release: Release, what: str, region: str | None) -> telling.Impact:

@@ -16,7 +16,8 @@ SYMPTOMS = frozenset(
     {"latency", "errors", "region_slow", "region_errors", "slo_burn", "blast_radius", "mix_shift", "forecast"}
 )
 EXPLAINS: dict[str, frozenset[str]] = {
-    "deploy": SYMPTOMS | {"instance", "retry_storm", "traffic_surge", "exhaustion", "hit_ratio", "noisy_neighbour"},
+    "deploy": SYMPTOMS
+    | {"instance", "retry_storm", "traffic_surge", "exhaustion", "hit_ratio", "noisy_neighbour", "deploy"},
     "hot_key": SYMPTOMS | {"instance", "burst", "hit_ratio", "noisy_neighbour", "traffic_surge", "exhaustion"},
     "noisy_neighbour": SYMPTOMS | {"instance", "burst", "exhaustion", "traffic_surge", "delivery_lag"},
     "exhaustion": SYMPTOMS | {"instance"},
@@ -120,6 +121,12 @@ def _of_one(cause: Finding, symptom: Finding) -> bool:
     return cause.tenant_scope is not None and {*symptom.tenants} <= {cause.tenant_scope}
 
 
+def _release_before(cause: Finding, symptom: Finding) -> bool:
+    """Whether a release may bring it: of a later release, if that is of the same service, and so brings on what the
+    one before began."""
+    return symptom.kind != "deploy" or (symptom.service == cause.service and symptom.since > cause.since)
+
+
 def _by_the_same(cause: Finding, symptom: Finding) -> bool:
     """Whether a hot key may bring it: what is blamed on a tenant must be blamed on the key's."""
     if symptom.kind == "noisy_neighbour":
@@ -129,6 +136,7 @@ def _by_the_same(cause: Finding, symptom: Finding) -> bool:
 
 _PARTICULAR: dict[str, Callable[[Finding, Finding], bool]] = {
     "burst": _of_its_tenant, "mix_shift": _shifted, "hot_key": _by_the_same, "delivery_lag": _of_one,
+    "deploy": _release_before,
 }  # fmt: skip
 """What else must hold for a cause of a kind to explain a symptom."""
 

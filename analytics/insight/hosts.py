@@ -2,7 +2,8 @@
 
 Noisy neighbour, after CPI2 (Zhang et al., EuroSys 2013): the victims' series is the share of slow spans of *all other*
 tenants on the host; a suspect's usage is its offered load there, in seconds of work a second at the durations of its
-own baseline (Little's law), so that the slowness itself does not count as usage. Suspects are ranked by the
+own baseline (Little's law), so that the slowness itself does not count as usage, less what it then asks of the
+service's other hosts, so that its bursts on all of them do not count either. Suspects are ranked by the
 correlation of usage and victims' excess; it is confirmed by a permutation test over circular shifts of the series,
 which keeps their autocorrelation, corrected over all suspects (Benjamini and Hochberg). A suspect's load must not
 rise after the victims'.
@@ -10,7 +11,7 @@ rise after the victims'.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import polars as pl
@@ -19,7 +20,8 @@ from statsmodels.stats.multitest import multipletests
 
 from analytics.insight import telling
 from analytics.insight.finding import Finding, Place
-from analytics.insight.measures import Bools, Floats, Rated, summed
+from analytics.insight.locating import locate
+from analytics.insight.measures import Bools, Floats, Measure, Rated, summed
 from analytics.insight.panel import Panel
 from analytics.insight.scene import Groups, Scene
 
@@ -31,6 +33,9 @@ _LOAD_RATIO_MIN = 1.4
 _LOAD_SHARE_RISE_MIN = 0.05
 _CORRELATION_MIN = 0.5
 _SHIFTS_P_MAX = 0.1
+_UNDECIDED_MINUTES = 5
+"""By then it is clear whether a tenant's load goes with the trouble, or what is wrong with the one tenant that alone
+is hurt; before, the host is not blamed instead."""
 _ELSEWHERE_MAX = 0.5
 """Most of the rise of a suspect's load that its rise on the peers may be."""
 
@@ -45,6 +50,11 @@ class Suspect:
     p_corrected: float
     load_ratio: float
     load_share: float
+
+    @property
+    def is_clear(self) -> bool:
+        """Whether load and trouble go together clearly enough to say so."""
+        return self.correlation >= _CORRELATION_MIN and self.p_corrected <= _SHIFTS_P_MAX
 
 
 def find(scene: Scene) -> list[Finding]:
@@ -70,7 +80,9 @@ def _judge(scene: Scene, what: str, serving: Bools, found: dict[tuple[str, ...],
         place = tuple(str(value) for value in keys.row(int(index)))
         z = float(groups.scan.z[index])
         if place not in found or z > found[place][0]:
-            found[place] = (z, _host(scene, groups, int(index), what, measure, (of == index) & serving))
+            told = _host(scene, groups, int(index), what, measure, (of == index) & serving)
+            if told is not None:
+                found[place] = (z, told)
 
 
 def _peers(groups: Groups) -> Bools:
@@ -98,20 +110,26 @@ def _peers(groups: Groups) -> Bools:
     return found
 
 
-def _host(scene: Scene, groups: Groups, index: int, what: str, measure: Rated, which: Bools) -> Finding:
+def _host(scene: Scene, groups: Groups, index: int, what: str, measure: Rated, which: Bools) -> Finding | None:
+    """What is wrong with a host; None as long as a tenant may have brought it, or alone has it."""
     panel, scan = scene.panel("host"), groups.scan
     region, service, host = (str(value) for value in groups.keys.row(index))
     since = int(scan.since[index])
     place = Place(region, service, host=host)
     blamed = suspects(scene, panel, measure, which, since)
-    culprit = blamed[0] if blamed else None
+    culprit = next((one for one in blamed if one.is_clear), None)
     victims = which & (panel.keys["tenant"] != culprit.tenant).to_numpy() if culprit else which
+    alone = _alone(panel, measure.rows(victims), victims, since)
+    if not culprit and (blamed or alone) and scene.span.count - since <= _UNDECIDED_MINUTES:
+        return None
     effect = (
         telling.share_effect("error_rate", measure, victims, since)
         if what == "errors"
         else telling.latency_effect(panel, victims, since, what)
     )
     hurt = telling.impact(scene, panel, measure, victims, since)
+    if alone:  # Beside so much of one, a minute or two of another are hurt by chance.
+        hurt = replace(hurt, tenants=(alone,))
     figure = f"errors {telling.times(effect)}" if what == "errors" else telling.times(effect)
     begin = f"since {scene.span.time(since):%H:%M}"
     confidence = telling.confidence(
@@ -144,8 +162,14 @@ def _host(scene: Scene, groups: Groups, index: int, what: str, measure: Rated, w
     )  # fmt: skip
 
 
+def _alone(panel: Panel, mine: Measure | Rated, victims: Bools, since: int) -> str | None:
+    """The one tenant that holds nearly all of the excess on a host, where one does."""
+    excess, expected = (array[:, since:].sum(1) for array in (mine.observed - mine.expected, mine.expected))
+    return locate(panel.keys.filter(pl.Series(victims)), excess, expected, ("tenant",))[0].get("tenant")
+
+
 def suspects(scene: Scene, panel: Panel, measure: Rated, which: Bools, since: int) -> list[Suspect]:
-    """Tenants whose load on the host goes with the trouble of the others there, best first."""
+    """Tenants whose load on the host, and not on its peers, rose with the trouble of the others there, best first."""
     tenants = panel.keys.filter(pl.Series(which)).select("tenant").unique(maintain_order=True).with_row_index("group")
     of = panel.keys.filter(pl.Series(which)).join(tenants, on="tenant", maintain_order="left")["group"].to_numpy()
     of, count = of.astype(np.intp), tenants.height
@@ -162,16 +186,16 @@ def suspects(scene: Scene, panel: Panel, measure: Rated, which: Bools, since: in
     if not len(candidates):
         return []
     others = (excess.sum(0) - excess[candidates]) / np.sqrt(np.maximum(variance.sum(0) - variance[candidates], 0.25))
-    correlation, p = shifted_correlation(load[candidates], others)
+    peers = _ratio_elsewhere(scene, panel, which, tenants["tenant"])
+    # What it asks of all hosts alike is left out: nobody on this one alone is hurt by it.
+    alone = load - before[:, None] * peers
+    correlation, p = shifted_correlation(alone[candidates], others)
     corrected = multipletests(p, method="fdr_bh")[1]
-    elsewhere = _ratio_elsewhere(scene, panel, which, tenants["tenant"], since)
+    elsewhere = peers[:, since:].mean(1)[candidates]
     found = [
         Suspect(str(tenants["tenant"][int(i)]), float(r), float(p_i), float(q), float(ratio[i]), float(share[i]))
-        for i, r, p_i, q in zip(candidates, correlation, p, corrected, strict=True)
-        if r >= _CORRELATION_MIN
-        and q <= _SHIFTS_P_MAX
-        and _not_later(load[i], since, scene)
-        and elsewhere[i] - 1 <= _ELSEWHERE_MAX * (ratio[i] - 1)
+        for i, r, p_i, q, peer in zip(candidates, correlation, p, corrected, elsewhere, strict=True)
+        if _not_later(load[i], since, scene) and peer - 1 <= _ELSEWHERE_MAX * (ratio[i] - 1)
     ]
     rise = {suspect.tenant: (suspect.load_ratio - 1) * suspect.load_share * suspect.correlation for suspect in found}
     return sorted(found, key=lambda suspect: -rise[suspect.tenant])
@@ -199,8 +223,8 @@ def _offered_load(panel: Panel, which: Bools) -> Floats:
     return load
 
 
-def _ratio_elsewhere(scene: Scene, panel: Panel, which: Bools, tenants: pl.Series, since: int) -> Floats:
-    """How many times its usual load each tenant brings to the same service's other hosts in the region.
+def _ratio_elsewhere(scene: Scene, panel: Panel, which: Bools, tenants: pl.Series) -> Floats:
+    """How many times its usual load each tenant brings to the same service's other hosts in the region, by minute.
 
     Who asks more of all of them bursts, and is no neighbour of one host.
     """
@@ -211,8 +235,7 @@ def _ratio_elsewhere(scene: Scene, panel: Panel, which: Bools, tenants: pl.Serie
     peers &= panel.keys["tenant"].is_in(list(number)).to_numpy()
     of = panel.keys["tenant"].filter(pl.Series(peers)).replace_strict(number, return_dtype=pl.Int64).to_numpy()
     count = summed(panel.counts["count"][peers], of.astype(np.intp), len(tenants))
-    before, now = count[:, : scene.span.baseline].mean(1), count[:, since:].mean(1)
-    ratio: Floats = (now + 1) / (before + 1)
+    ratio: Floats = (count + 1) / (count[:, : scene.span.baseline].mean(1, keepdims=True) + 1)
     return ratio
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from analytics.insight import telling
 from analytics.insight.finding import Finding, Place
 from analytics.insight.scene import Scene
-from analytics.insight.shares import Spot, spots
+from analytics.insight.shares import Spot, clear, spots
 
 LEVELS = (("tenant", "destination"), ("region",), ("region", "tenant"), ("region", "destination"),
           ("region", "tenant", "destination"))  # fmt: skip
@@ -18,7 +18,7 @@ def find(scene: Scene) -> list[Finding]:
         return []
     measure = scene.measure("destination", "misses")
     found = spots(scene, panel.keys, measure, LEVELS, ("tenant", "destination", "region", "operation"))
-    return [_told(scene, spot) for spot in found]
+    return clear(scene, [_told(scene, spot) for spot in found])
 
 
 def _told(scene: Scene, spot: Spot) -> Finding:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import polars as pl
 
+from analytics.insight.finding import Finding
 from analytics.insight.locating import located
 from analytics.insight.measures import Bools, Floats, Measure, Rated
 from analytics.insight.scene import Groups, Scene
@@ -53,6 +54,15 @@ def spots(
             {**fixed, **values}, which, since, float(excess[which].sum()), float(groups.scan.p[index]),
             float(groups.p_corrected[index]),
         )  # fmt: skip
+
+
+def clear(scene: Scene, found: Sequence[Finding]) -> list[Finding]:
+    """Those of which the exact test agrees, at the very place that is told.
+
+    It is made of deliveries or lookups now and before, where the scan is of a group's minutes: what that narrows down
+    to may be a dozen events, of a share that is known from a score.
+    """
+    return [one for one in found if (one.confidence.p or 0.0) <= scene.config.false_discovery_rate]
 
 
 def _flagged(

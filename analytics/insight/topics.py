@@ -18,7 +18,7 @@ from analytics.insight.finding import Effect, Finding, Kind, Place
 from analytics.insight.measures import Bools, Floats, Ints, Measure, Rated, dense
 from analytics.insight.panel import Cells, Counts, Panel
 from analytics.insight.scene import Scene
-from analytics.insight.shares import Spot, spots
+from analytics.insight.shares import Spot, clear, spots
 from analytics.insight.traced import LAG_CELL_BUCKETS
 from analytics.survival import Curve, Delays, Estimate, log_rank
 
@@ -45,9 +45,8 @@ def find(scene: Scene) -> list[Finding]:
     missing = _missing(messages, delivered, scene)
     found = [_lag(scene, keys, lags, spot, cells, missing) for spot in spots(scene, keys, lags, LEVELS, _ORDER)]
     found = [one for one in found if one.effect.ratio >= _LAG_RATIO_MIN]
-    return found + [
-        _lost(scene, keys, missing, spot, cells) for spot in spots(scene, keys, missing, LEVELS, _ORDER, "missing")
-    ]
+    lost = [_lost(scene, keys, missing, spot, cells) for spot in spots(scene, keys, missing, LEVELS, _ORDER, "missing")]
+    return clear(scene, [*found, *lost])
 
 
 def _missing(messages: Floats, delivered: Floats, scene: Scene) -> Rated:

@@ -37,8 +37,7 @@ def _bursts(scene: Scene) -> list[Finding]:
     for index in np.flatnonzero(groups.flagged):
         scan = groups.scan
         more = float(scan.observed[index] - scan.expected[index]) / int(scan.length[index])
-        # One minute does not make it: that is what tenants do every day.
-        lasts = groups.measure.observed[index, -2:].min() >= _BURST_RATIO * groups.measure.expected[index, 0]
+        lasts = _lasts(groups, int(index), _BURST_RATIO)
         if scan.ratio[index] < _BURST_RATIO or more < _BURST_SPANS_A_MINUTE or not lasts:
             continue
         since = int(scan.since[index])
@@ -48,6 +47,17 @@ def _bursts(scene: Scene) -> list[Finding]:
         tenant = str(groups.keys["tenant"][int(index)])
         found.append(_told(scene, groups, int(index), "burst", Place(values.get("region")), tenant, since))
     return found
+
+
+def _lasts(groups: Groups, index: int, ratio: float, sign: int = 1) -> bool:
+    """Whether each of the last two minutes is beyond `ratio` times the usual (below it, for `sign` -1).
+
+    One minute does not make it, however high: that is what tenants do every day, and what a region does of which one
+    tenant is most. It is far beyond what its usual minutes vary by, for these bursts are rare; only time tells it from
+    a change that stays.
+    """
+    last, usual = groups.measure.observed[index, -2:], groups.measure.expected[index, 0]
+    return bool(last.min() >= ratio * usual if sign > 0 else last.max() <= usual / ratio)
 
 
 def _drops(scene: Scene) -> list[Finding]:
@@ -69,7 +79,8 @@ def _regions(scene: Scene, sign: int) -> list[Finding]:
     for index in range(groups.keys.height):
         storm = _storm_since(scene, groups, index) if sign > 0 else None
         since = int(groups.scan.since[index]) if storm is None else storm
-        if storm is None and not groups.flagged[index]:
+        lasts = groups.flagged[index] and _lasts(groups, index, scene.config.ratio_min, sign)
+        if storm is None and not lasts:
             continue
         if sign > 0 and _breadth(scene, groups, index, sign, since) < _BROAD:
             continue
