@@ -20,6 +20,9 @@ from collector.telemetry.traces import Tracing
 log = logging.getLogger(__name__)
 
 _CLEAN_EVERY_ROUNDS = 10
+_MERGED_FILES_MIN = 48
+_MERGED_BYTES_MIN = 64 * 2**20
+"""Less than both waits for one round: to start a process takes as much CPU as to merge some 200,000 spans."""
 
 
 class Maintenance:
@@ -45,6 +48,8 @@ class Maintenance:
         self._thread = threading.Thread(target=self._work, name="maintain", daemon=True)
         self._starting = threading.Lock()
         self._merging: subprocess.Popen[str] | None = None
+        self._is_waiting = False
+        """Whether the last round left small files for this one."""
         self.merges = 0
         self.merged_files = 0
         self.removed_files = 0
@@ -73,7 +78,7 @@ class Maintenance:
         while not self._stopping.wait(self._interval_seconds):
             try:
                 is_cleaning = rounds % _CLEAN_EVERY_ROUNDS == 0
-                if maintain.due(self._lake, "spans") or (is_cleaning and self._has_too_old()):
+                if self._is_to_merge() or (is_cleaning and self._has_too_old()):
                     self._merge_and_remove()
                 if is_cleaning:
                     maintain.clean(self._lake)
@@ -83,6 +88,13 @@ class Maintenance:
             else:
                 self.consecutive_failures = 0
             rounds += 1
+
+    def _is_to_merge(self) -> bool:
+        """Whether files are to be merged now; what is little waits for the next round, once."""
+        due = maintain.due(self._lake, "spans")
+        is_much = due.files >= _MERGED_FILES_MIN or due.bytes >= _MERGED_BYTES_MIN
+        self._is_waiting = due.files > 0 and not is_much and not self._is_waiting
+        return due.files > 0 and not self._is_waiting
 
     def _has_too_old(self) -> bool:
         return bool(retention.due(self._lake, self._kept) or sampling.due(self._lake, self._sampled))

@@ -22,6 +22,7 @@ from collector.config import CollectorConfig
 from collector.decode.decoder import Decoder
 from collector.errors import InvalidRequestError
 from collector.ingest import SpooledGroup
+from collector.lake.append import Appender
 from collector.lake.lake import Lake
 from collector.lake.order import by_tenant_and_time
 from collector.lake.segments import write_segment
@@ -74,6 +75,7 @@ class Sealer:
         self._job = job_name(spool.spool_id)
         self._folder = lake.location.files / "main" / "spans"
         self._resources = SeenResources()
+        self._appender = Appender(lake)
         self._changed = threading.Condition()
         self._kept: deque[SpooledGroup] = deque()
         self._kept_bytes = 0
@@ -259,14 +261,25 @@ class Sealer:
 
     def _commit(self, segment: Path | None, resources: pa.Table, attempt: _Attempt) -> None:
         started = time.perf_counter()
-        with self._tracing.span("commit", {}, is_own=attempt.is_own), self._lake.write() as transaction:
+        with self._tracing.span("commit", {}, is_own=attempt.is_own):
+            if (
+                segment is None
+                or resources.num_rows
+                or not self._appender.commit(segment, self._job, self._mark, attempt.last_seq)
+            ):
+                self._commit_by_ducklake(segment, resources, attempt.last_seq)
+        self.commit_latencies.record(time.perf_counter() - started)
+        self._resources.remember(resources)
+
+    def _commit_by_ducklake(self, segment: Path | None, resources: pa.Table, last_seq: int) -> None:
+        with self._lake.write() as transaction:
             if segment is not None:
                 transaction.add_files("spans", [segment])
             if resources.num_rows:
                 self._resources.insert(transaction, resources)
-            transaction.advance(self._job, expected=self._mark, position=attempt.last_seq)
-        self.commit_latencies.record(time.perf_counter() - started)
-        self._resources.remember(resources)
+            transaction.advance(self._job, expected=self._mark, position=last_seq)
+        if segment is not None:
+            self._appender.learn(segment)
 
     def _is_committed(self, last: int) -> bool:
         """Whether the lake has the mark; where it cannot tell, yes: a file is never deleted on a doubt."""

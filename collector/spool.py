@@ -32,7 +32,9 @@ FILE_NAME = "spool.sqlite"
 DIGEST_BYTES = 16
 PAGE_BYTES = 16_384
 _CHECKPOINT_PAGES = 2_000
-_TRIMMED_AT_ONCE = 16
+_TRIMMED_REQUESTS = 64
+_TRIMMED_BYTES = 2 * 2**20
+"""At once; at least one request."""
 _TRIM_PAUSE_SECONDS = 0.001
 """Long enough for who waits for the lock to get it."""
 _SCHEMA = (
@@ -226,13 +228,12 @@ class Spool:
         In small transactions, so that no request waits long for its own; and without fsync, since after a crash
         they would only be trimmed again.
         """
-        query = "SELECT max(seq), sum(size) FROM (SELECT seq, length(payload) AS size FROM requests WHERE seq <= ? "
-        query += "ORDER BY seq LIMIT ?)"
+        query = "SELECT seq, length(payload) FROM requests WHERE seq <= ? ORDER BY seq LIMIT ?"
         while True:
             with self._transaction("NORMAL"):
-                upto, freed = self._connection.execute(query, (position, _TRIMMED_AT_ONCE)).fetchone()
+                upto, freed = _bite(self._connection.execute(query, (position, _TRIMMED_REQUESTS)).fetchall())
                 self._connection.execute("DELETE FROM requests WHERE seq <= ?", (upto,))
-            self._payload_bytes -= freed or 0
+            self._payload_bytes -= freed
             if upto is None or upto >= position:
                 return
             time.sleep(_TRIM_PAUSE_SECONDS)
@@ -350,6 +351,16 @@ class Spool:
 
     def _one(self, sql: str, parameters: tuple[object, ...] = ()) -> int:
         return int(self._connection.execute(sql, parameters).fetchone()[0] or 0)
+
+
+def _bite(rows: Iterable[tuple[int, int]]) -> tuple[int | None, int]:
+    """Of (number, size) those that are trimmed at once: the last number, None where there is none, and their bytes."""
+    upto, size = None, 0
+    for seq, payload_bytes in rows:
+        upto, size = seq, size + payload_bytes
+        if size >= _TRIMMED_BYTES:
+            break
+    return upto, size
 
 
 def _connect(folder: Path) -> sqlite3.Connection:

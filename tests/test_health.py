@@ -22,6 +22,7 @@ from collector.config import CollectorConfig, Config, StorageConfig
 from collector.errors import RetryableError
 from collector.lake.location import Location, locate
 from collector.lake.lock import exclusive
+from collector.lake.maintain import Due
 from collector.pipeline import TraceRequest
 from collector.telemetry import health as health_module
 from collector.telemetry.health import Health, Report, State
@@ -209,7 +210,7 @@ def test_a_locked_lake_degrades_and_heals(tmp_path: Path) -> None:
 
 
 def test_merges_that_fail(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("collector.maintenance.maintain.due", lambda *_: (0, 1))
+    monkeypatch.setattr("collector.maintenance.maintain.due", lambda *_: Due(9, 1))
     monkeypatch.setattr("collector.maintenance.bound_to_this_process", lambda _: ["false"])
 
     async def work(_stages: Stages, health: Health, _location: Location) -> None:

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import duckdb
 import pytest
@@ -19,6 +20,7 @@ from collector.collect import open_ingest
 from collector.config import CollectorConfig, Config, LimitsConfig, StorageConfig
 from collector.errors import InvalidRequestError, OverloadedError, RetryableError
 from collector.ingest import Ingest
+from collector.lake.append import Appender
 from collector.lake.lake import Lake, Transaction
 from collector.lake.location import locate
 from collector.pipeline import Accepted, TraceRequest
@@ -73,6 +75,7 @@ STEPS: dict[str, tuple[object, str]] = {
     "add_files": (Transaction, "add_files"),
     "advance": (Transaction, "advance"),
     "commit": (Lake, "write"),
+    "commit_rows": (Appender, "commit"),
     "trim": (Spool, "trim"),
 }
 
@@ -189,6 +192,31 @@ def test_while_the_lake_is_out_requests_are_accepted_up_to_the_bound_of_the_spoo
         asyncio.run(scenario())
     asyncio.run(ingest_all(config, []))
     assert stored(tmp_path) == ["x" * 500_000] * 3
+
+
+def test_seals_write_the_catalog_themselves_once_they_know_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found: list[bool] = []
+    original = Appender.commit
+
+    def commit(*arguments: Any) -> bool:
+        found.append(original(*arguments))
+        return found[-1]
+
+    monkeypatch.setattr(Appender, "commit", commit)
+    names = ["a", "b", "c", "d"]
+
+    async def scenario() -> None:
+        config = config_of(tmp_path, seal_interval_seconds=0.01)
+        with open_ingest(config, locate(config.storage)) as (ingest, sealer):
+            ingest.start()
+            for name in names:
+                assert await ingest.accept(request([name])) == Accepted()
+                while sealer.unsealed_requests:
+                    await asyncio.sleep(0.005)
+
+    asyncio.run(scenario())
+    assert found == [True] * 3, "the first has a new resource, and DuckLake commits it"
+    assert stored(tmp_path) == names
 
 
 def test_what_does_not_fit_in_memory_is_read_back_from_the_spool(tmp_path: Path) -> None:

@@ -23,7 +23,9 @@ from collector.lake.order import by_tenant_and_time
 from collector.lake.rewrite import ROW_ID, SNAPSHOT_ID, write_merged
 from collector.lake.segments import write_segment
 from collector.lake.tables import COLLECTOR_DEFINITIONS
+from collector.maintenance import Maintenance
 from collector.pipeline import TraceRequest
+from collector.telemetry.traces import Tracing
 from sample_data.emit_files import requests
 
 SECOND_NS = 10**9
@@ -330,3 +332,11 @@ def test_an_hour_at_half_the_most_spans_stays_under_a_hundred_files() -> None:
     large = [each for each in files if each.size_bytes > 128 * 2**20]
     assert sum(each.size_bytes for each in large) > 0.9 * sum(each.size_bytes for each in files)
     assert all(each.size_bytes <= tiers.MERGED_BYTES_MAX for each in files)
+
+
+def test_few_small_files_wait_for_the_next_look_once(lake: Lake, monkeypatch: pytest.MonkeyPatch) -> None:
+    looks = iter([(0, 0), (30, 20), (45, 40), (30, 20), (0, 0), (30, 20), (60, 20), (8, 2**27), (30, 20), (30, 20)])
+    monkeypatch.setattr(maintain, "due", lambda *_: maintain.Due(*next(looks)))
+    maintenance = Maintenance(lake, StorageConfig(), 30.0, Tracing())
+    found = [maintenance._is_to_merge() for _ in range(10)]
+    assert found == [False, False, True, False, False, False, True, True, False, True]

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from collector.pipeline import Accepted, TraceRequest
-from collector.spool import Entry, Spool, digest_of
+from collector.spool import _TRIMMED_BYTES, Entry, Spool, _bite, digest_of
 
 SECOND_NS = 1_000_000_000
 
@@ -68,6 +68,17 @@ def test_many_requests_are_trimmed_up_to_a_position_and_no_further(tmp_path: Pat
     spool.trim(50)
     assert [seq for seq, _ in pending(spool)] == list(range(51, 61))
     assert spool.payload_bytes == 30
+
+
+@given(sizes=st.lists(st.integers(0, 2**22), max_size=30), position=st.integers(0, 31))
+def test_a_trim_takes_pieces_of_bounded_size(sizes: list[int], position: int) -> None:
+    left, pieces = list(enumerate(sizes, 1)), []
+    while (piece := _bite([row for row in left if row[0] <= position]))[0] is not None:
+        pieces.append([row for row in left if row[0] <= piece[0]])
+        assert piece[1] == sum(size for _, size in pieces[-1])
+        left = left[len(pieces[-1]) :]
+    assert [row[0] for row in left] == list(range(min(position, len(sizes)) + 1, len(sizes) + 1))
+    assert all(sum(size for _, size in piece[:-1]) < _TRIMMED_BYTES for piece in pieces)
 
 
 def test_while_one_writes_another_recalls(tmp_path: Path) -> None:
@@ -138,7 +149,7 @@ def test_what_was_appended_survives_a_kill(tmp_path: Path) -> None:
 import os, sys, signal
 from pathlib import Path
 from collector.pipeline import Accepted, TraceRequest
-from collector.spool import Entry, Spool, digest_of
+from collector.spool import _TRIMMED_BYTES, Entry, Spool, _bite, digest_of
 spool = Spool(Path(sys.argv[1]), 3600)
 for i in range(7):
     request = TraceRequest(b"%d" % i, i)

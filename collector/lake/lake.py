@@ -110,15 +110,24 @@ class Transaction(Reader):
     def advance_all(self, jobs: Sequence[str], expected: int | None, position: int) -> None:
         """As `advance`, for jobs that stand at the same position and move together."""
         for job, found in self.positions(jobs).items():
-            if found != expected:
-                raise StaleProgressError(f"{job} stands at {found}, not at {expected}: another process did this work")
-        self._connection.execute(
-            "INSERT INTO progress SELECT unnest(?), ?, now()::TIMESTAMP", [list(jobs), position]
-        )
+            check_stands_at(job, found, expected)
+        self._connection.execute("INSERT INTO progress SELECT unnest(?), ?, now()::TIMESTAMP", [list(jobs), position])
 
 
 class StaleProgressError(RetryableError):
     """Another process has done the same step of a job; nothing was committed here."""
+
+
+def check_stands_at(job: str, found: int | None, expected: int | None) -> None:
+    """Raise StaleProgressError where the position of a job is not the expected one."""
+    if found != expected:
+        raise StaleProgressError(f"{job} stands at {found}, not at {expected}: another process did this work")
+
+
+def _begin(connection: duckdb.DuckDBPyConnection) -> None:
+    """Begin, then name the lake: the other way round it would take a transaction of its own to look at the catalog."""
+    connection.execute("BEGIN")
+    connection.execute(f"USE {engine.CATALOG}")
 
 
 class Lake:
@@ -142,6 +151,8 @@ class Lake:
         self.location = location
         self.read_only = read_only
         self._read_seconds_max: float | None = None
+        self._catalog: duckdb.DuckDBPyConnection | None = None
+        """Kept between uses: a new connection takes longer than what it is used for. The commit lock guards it."""
         self._root = engine.connect(memory_bytes_max, threads, cache_files=read_only, spill_folder=spill_folder)
         if read_only:
             location.require()
@@ -155,6 +166,8 @@ class Lake:
 
     def close(self) -> None:
         """Detach. Safe to call twice."""
+        if self._catalog is not None:
+            self._catalog.close()
         self._root.close()
 
     def __enter__(self) -> Lake:
@@ -169,8 +182,7 @@ class Lake:
         connection = self._root.cursor()
         try:
             with nullcontext() if self._read_seconds_max is None else bounded(connection, self._read_seconds_max):
-                connection.execute(f"USE {engine.CATALOG}")
-                connection.execute("BEGIN")
+                _begin(connection)
                 yield Reader(connection)
         finally:
             connection.close()
@@ -186,12 +198,26 @@ class Lake:
         with exclusive(self.location.commit_lock):
             connection = self._root.cursor()
             try:
-                connection.execute(f"USE {engine.CATALOG}")
-                connection.execute("BEGIN")
+                _begin(connection)
                 yield Transaction(connection)
                 connection.execute("COMMIT")
             finally:
                 connection.close()
+
+    @contextmanager
+    def catalog(self) -> Iterator[duckdb.DuckDBPyConnection]:
+        """One transaction on the tables of the catalog itself, as `write`. For this package."""
+        with exclusive(self.location.commit_lock):
+            if self._catalog is None:
+                self._catalog = self._root.cursor()
+            self._catalog.execute("BEGIN")
+            try:
+                yield self._catalog
+                self._catalog.execute("COMMIT")
+            except BaseException:
+                self._catalog.close()
+                self._catalog = None
+                raise
 
     @contextmanager
     def maintenance(self) -> Iterator[duckdb.DuckDBPyConnection]:

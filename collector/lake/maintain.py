@@ -11,6 +11,7 @@ import logging
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from collector.lake import engine, swap, tiers
 from collector.lake.lake import Lake, Reader
@@ -81,19 +82,23 @@ def plan(sizes: Sequence[int]) -> tuple[int, int] | None:
     return None
 
 
-def due(lake: Lake, table: str) -> bool:
-    """Whether files of `table` are to be merged. Raises duckdb.Error."""
-    return small_files(lake, table) > 0
+class Due(NamedTuple):
+    """Files that are to be merged: how many, and their bytes together."""
+
+    files: int
+    bytes: int
 
 
-def small_files(lake: Lake, table: str) -> int:
-    """How many files of `table` are to be merged. Raises duckdb.Error."""
+def due(lake: Lake, table: str) -> Due:
+    """What of `table` is to be merged. Raises duckdb.Error."""
     with lake.read() as reader:
         if table == SPANS and (known := swap.known(reader)):
-            return sum(map(len, tiers.due(swap.files(reader, known))))
+            sizes = [file.size_bytes for group in tiers.due(swap.files(reader, known)) for file in group]
+            return Due(len(sizes), sum(sizes))
         sizes = _sizes(reader, table)
-    counts = [sum(low <= size < high for size in sizes) for low, high in TIER_BYTES]
-    return sum(count for count in counts if count >= TIER_FILES)
+    in_tiers = [[size for size in sizes if low <= size < high] for low, high in TIER_BYTES]
+    full = [tier for tier in in_tiers if len(tier) >= TIER_FILES]
+    return Due(sum(map(len, full)), sum(map(sum, full)))
 
 
 def merge_once(lake: Lake, table: str) -> int:

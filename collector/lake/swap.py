@@ -97,9 +97,9 @@ def known(reader: Reader) -> Known | None:
     if (
         version.get("version") != CATALOG_VERSION
         or version.get("encrypted") != "false"
-        or any(_columns(reader, table) != names.split() for table, names in _COLUMNS.items())
+        or any(columns(reader, table) != names.split() for table, names in _COLUMNS.items())
         or len(tables) != 1
-        or _columns(reader, f"ducklake_inlined_delete_{tables[0][0]}")
+        or columns(reader, f"ducklake_inlined_delete_{tables[0][0]}")
     ):
         return None
     table_id = int(tables[0][0])
@@ -111,7 +111,7 @@ def known(reader: Reader) -> Known | None:
     return Known(table_id, pa.schema([_with_ids(column, ids[None][column.name], ids) for column in SPAN_SCHEMA]))
 
 
-def _columns(reader: Reader, table: str) -> list[str]:
+def columns(reader: Reader, table: str) -> list[str]:
     """The columns of a table of the catalog; none where it has no such table."""
     try:
         return list(reader.arrow(f"FROM {_METADATA}.{table} LIMIT 0").schema.names)

@@ -62,7 +62,7 @@ def run(
             merged = []
             while not stopping.is_set() and (files := maintain.merge_once(lake, retention.SPANS)):
                 merged.append(files)
-                on_progress(files, maintain.small_files(lake, retention.SPANS))
+                on_progress(files, maintain.due(lake, retention.SPANS).files)
             sampled = sampling.apply(lake, sampling_config, stopped=stopping.is_set, on_progress=on_progress)
             removals = retention.apply(lake, kept, stopped=stopping.is_set)
             on_progress(len(removals), 0)
