@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 
 from collector.lake.order import by_tenant_and_time
 from collector.lake.segments import new_file
-from collector.lake.splice import Source, are_alike, rows_by_group, source_of, write_spliced
+from collector.lake.splice import Source, are_alike, source_of, write_spliced
 from collector.lake.tiers import File
 
 ROWS_PER_GROUP = 32_768
@@ -86,7 +86,7 @@ def _spliced(files: Sequence[File], paths: Sequence[Path], folder: Path, schema:
             sources = [source_of(stack.enter_context(path.open("rb"))) for path in paths]
         except ValueError:
             return None  # whoever reads the rows can tell what is wrong with them
-        rows = [rows_by_group(source) for source in sources]
+        rows = [source.rows_by_group for source in sources]
         has_small_groups = sum(map(sum, rows)) < COPIED_GROUP_ROWS_MIN * sum(map(len, rows))
         least = pa.schema([column for column in schema if column.name not in _INTERNAL_FIELD_IDS])
         if has_small_groups or not are_alike(sources, schema, least):

@@ -59,7 +59,8 @@ WHERE table_id = ? AND end_snapshot IS NULL ORDER BY column_order
 _FILES_SQL = f"""
 SELECT
     f.data_file_id, f.path, f.path_is_relative, f.record_count, f.file_size_bytes, f.begin_snapshot,
-    COALESCE(f.partial_max, f.begin_snapshot), f.row_id_start, COALESCE(substr(s.max_value, 1, 10), '')
+    COALESCE(f.partial_max, f.begin_snapshot), f.row_id_start, COALESCE(substr(s.max_value, 1, 10), ''),
+    COALESCE(date_diff('second', TRY_CAST(s.min_value AS TIMESTAMP_NS), TRY_CAST(s.max_value AS TIMESTAMP_NS)), 0)
 FROM {_METADATA}.ducklake_data_file f
 LEFT JOIN {_METADATA}.ducklake_column c
     ON c.table_id = f.table_id AND c.end_snapshot IS NULL AND c.parent_column IS NULL AND c.column_name = 'received_at'
@@ -135,9 +136,10 @@ def _with_ids(column: pa.Field, field_id: int, ids: dict[int | None, dict[str, i
 
 def files(reader: Reader, table: Known) -> list[File]:
     """The live data files of `spans` that may be merged, in the order of their rows."""
+    found = reader.rows(_FILES_SQL, [table.table_id])
     return [
-        File(int(id_), path, bool(is_relative), int(rows), int(size), int(begin), int(last), row_id, day)
-        for id_, path, is_relative, rows, size, begin, last, row_id, day in reader.rows(_FILES_SQL, [table.table_id])
+        File(int(id_), path, bool(is_relative), int(rows), int(size), int(begin), int(last), row_id, day, seconds)
+        for id_, path, is_relative, rows, size, begin, last, row_id, day, seconds in found
     ]
 
 
