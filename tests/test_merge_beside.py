@@ -42,7 +42,8 @@ def store(lake: Lake, seed: int, spans: int = 60) -> Path:
     decoder = Decoder(MappingConfig(), LimitsConfig())
     received_ns = seed * SECOND_NS
     parts = [decoder.decode([TraceRequest(payload, received_ns)]).spans for payload in requests(seed, spans)]
-    path = write_segment(by_tenant_and_time(pa.Table.from_batches(parts)), lake.location.files / swap.FOLDER)
+    rows = by_tenant_and_time(pa.Table.from_batches(parts))
+    path = write_segment(rows, lake.location.files / swap.folder_of("spans"))
     with lake.write() as transaction:
         transaction.add_files("spans", [path])
     return path
@@ -59,8 +60,8 @@ def merge(lake: Lake, *, upto: int | None = None) -> int:
         known = swap.known(reader)
         assert known is not None
         sources = swap.files(reader, known)[:upto]
-    path, with_row_ids = write_merged(sources, lake.location.files / swap.FOLDER, known.schema)
-    assert swap.swap(lake, sources, path, with_row_ids=with_row_ids)
+    path, with_row_ids = write_merged(sources, lake.location.files / swap.folder_of("spans"), known.schema)
+    assert swap.swap(lake, known, sources, path, with_row_ids=with_row_ids)
     return len(sources)
 
 
@@ -208,11 +209,11 @@ def test_a_file_whose_source_went_meanwhile_is_not_swapped_in(lake: Lake) -> Non
         known = swap.known(reader)
         assert known is not None
         sources = swap.files(reader, known)
-    new, with_row_ids = write_merged(sources, lake.location.files / swap.FOLDER, known.schema)
+    new, with_row_ids = write_merged(sources, lake.location.files / swap.folder_of("spans"), known.schema)
     remove(lake, paths[0])
     with lake.read() as reader:
         before = everything(reader)
-    assert not swap.swap(lake, sources, new, with_row_ids=with_row_ids)
+    assert not swap.swap(lake, known, sources, new, with_row_ids=with_row_ids)
     with lake.read() as reader:
         assert everything(reader) == before
 

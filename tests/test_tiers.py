@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from analytics.rollup import compact
 from collector.config import CollectorConfig
 from collector.lake import tiers
 from collector.lake.rewrite import COPIED_ROWS_MIN
@@ -150,3 +151,31 @@ def test_a_file_is_settled_by_its_size_and_by_the_time_its_spans_took() -> None:
     assert not file(tiers.SETTLED_BYTES, tiers.SETTLED_SECONDS - 1).is_settled
     assert not file(tiers.FULL_BYTES - 1, 0).is_settled
     assert file(tiers.FULL_BYTES, 0).is_settled
+
+
+@settings(max_examples=30)
+@given(st.integers(1_000, 10_000_000), st.integers(2_000, 400_000_000), st.sampled_from([2, 10]))
+def test_tables_of_jobs_have_under_a_hundred_files_an_hour(run_bytes: int, minute_bytes: int, interval: int) -> None:
+    """Each run adds a file; rows of a minute are summed to `minute_bytes` at most, or are as many as they were."""
+    files: dict[str, tiers.File] = {}
+
+    def replace(number: int, sources: list[tiers.File], *, is_summed: bool) -> None:
+        first, last = min(file.begin_snapshot for file in sources), max(file.last_snapshot for file in sources)
+        size = sum(file.size_bytes for file in sources)
+        size = min(size, (1 + last // 60 - first // 60) * minute_bytes) if is_summed else size
+        for file in sources:
+            files.pop(file.path, None)
+        files[f"{number}"] = _file(number, 1, size, first, last)
+
+    most = number = 0
+    for second in range(0, HOUR, interval):
+        number += 1
+        replace(number, [_file(number, 1, run_bytes, second, second)], is_summed=True)
+        while chosen := compact.due([compact.File(file.path, file.size_bytes) for file in files.values()]):
+            number += 1
+            replace(number, [files[file.path] for file in chosen], is_summed=True)
+        while groups := tiers.due([file for file in files.values() if file.size_bytes >= compact.FILE_BYTES_MAX]):
+            number += 1
+            replace(number, groups[0], is_summed=False)
+        most = max(most, len(files))
+    assert most < 100
