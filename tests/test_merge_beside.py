@@ -11,10 +11,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from collector.config import CollectorConfig, LimitsConfig, MappingConfig, StorageConfig
+from collector.config import LimitsConfig, MappingConfig, StorageConfig
 from collector.decode.decoder import Decoder
 from collector.lake import maintain, rewrite, swap, tiers
 from collector.lake.lake import Lake, Reader
@@ -30,7 +28,6 @@ from sample_data.emit_files import requests
 
 SECOND_NS = 10**9
 META = "__ducklake_metadata_lake.main"
-FILES = st.lists(st.tuples(st.integers(1, 300 * 2**20), st.sampled_from(["", "2026-11-21", "2026-11-22"])), max_size=90)
 
 
 @pytest.fixture(params=[False, True], ids=["sorted anew", "copied"])
@@ -47,7 +44,8 @@ def store(lake: Lake, seed: int, spans: int = 60) -> Path:
     decoder = Decoder(MappingConfig(), LimitsConfig())
     received_ns = seed * SECOND_NS
     parts = [decoder.decode([TraceRequest(payload, received_ns)]).spans for payload in requests(seed, spans)]
-    path = write_segment(by_tenant_and_time(pa.Table.from_batches(parts)), lake.location.files / swap.FOLDER)
+    rows = by_tenant_and_time(pa.Table.from_batches(parts))
+    path = write_segment(rows, lake.location.files / swap.folder_of("spans"))
     with lake.write() as transaction:
         transaction.add_files("spans", [path])
     return path
@@ -64,8 +62,8 @@ def merge(lake: Lake, *, upto: int | None = None) -> int:
         known = swap.known(reader)
         assert known is not None
         sources = swap.files(reader, known)[:upto]
-    path, with_row_ids = write_merged(sources, lake.location.files / swap.FOLDER, known.schema)
-    assert swap.swap(lake, sources, path, with_row_ids=with_row_ids)
+    path, with_row_ids = write_merged(sources, lake.location.files / swap.folder_of("spans"), known.schema)
+    assert swap.swap(lake, known, sources, path, with_row_ids=with_row_ids)
     return len(sources)
 
 
@@ -213,11 +211,11 @@ def test_a_file_whose_source_went_meanwhile_is_not_swapped_in(lake: Lake) -> Non
         known = swap.known(reader)
         assert known is not None
         sources = swap.files(reader, known)
-    new, with_row_ids = write_merged(sources, lake.location.files / swap.FOLDER, known.schema)
+    new, with_row_ids = write_merged(sources, lake.location.files / swap.folder_of("spans"), known.schema)
     remove(lake, paths[0])
     with lake.read() as reader:
         before = everything(reader)
-    assert not swap.swap(lake, sources, new, with_row_ids=with_row_ids)
+    assert not swap.swap(lake, known, sources, new, with_row_ids=with_row_ids)
     with lake.read() as reader:
         assert everything(reader) == before
 
@@ -279,59 +277,6 @@ def test_a_trace_is_found_by_bloom_filters(lake: Lake) -> None:
             probe = "SELECT bool_and(bloom_filter_excludes) FROM parquet_bloom_probe(?, 'trace_id', ?)"
             assert reader.row(probe, [path, trace]) == (False,)
             assert sum(reader.row(probe, [path, f"{i:032x}"])[0] for i in range(50)) > 40
-
-
-@given(FILES)
-def test_tiers_rise_and_days_end(files: list[tuple[int, str]]) -> None:
-    known = [tiers.File(i, f"{i}", True, 1, size, i, i, i, day) for i, (size, day) in enumerate(files)]
-    groups = tiers.due(known)
-    chosen = [file for group in groups for file in group]
-    assert len(set(chosen)) == len(chosen)
-    for group in groups:
-        assert len(group) >= 2
-        assert sum(file.size_bytes for file in group) <= tiers.MERGED_BYTES_MAX
-        assert max(file.size_bytes for file in group) < tiers.TIER_BYTES[-1][1]
-        assert group == sorted(group, key=lambda file: file.data_file_id)
-        if max(file.size_bytes for file in group) >= tiers.TIER_BYTES[-1][0]:
-            assert len({file.day for file in group}) == 1
-    left = [file for file in known if file not in set(chosen)]
-    for low, high in tiers.TIER_BYTES:
-        for day in {file.day for file in left}:
-            waiting = [file for file in left if low <= file.size_bytes < high and file.day == day]
-            assert len(waiting) <= tiers.TIER_FILES
-
-
-def test_an_hour_at_half_the_most_spans_stays_under_a_hundred_files() -> None:
-    """A segment of 3.4 MB a second, a look in each interval, and 13 MB rewritten a second by one process.
-
-    So at 60,000 spans/s of 57 bytes, at 4 µs a span.
-    """
-    files: list[tiers.File] = []
-    most = ends_at = 0
-    merging: list[tiers.File] = []
-
-    def file(number: int, size: int) -> tiers.File:
-        return tiers.File(number, f"{number}", True, 1, size, number, number, number, "2026-11-22")
-
-    for second in range(3600):
-        files.append(file(second, 3_400_000))
-        if merging and second >= ends_at:
-            place = files.index(merging[0])
-            gone, merged = set(merging), file(merging[0].data_file_id, sum(each.size_bytes for each in merging))
-            files[place] = merged
-            files = [each for each in files if each not in gone]
-            merging = []
-            is_looking = True  # the process goes on until nothing is due
-        else:
-            is_looking = second % CollectorConfig().merge_interval_seconds == 0
-        if not merging and is_looking and (groups := tiers.due(files)):
-            merging = groups[0]
-            ends_at = second + 1 + sum(each.size_bytes for each in merging) // 13_000_000
-        most = max(most, len(files))
-    assert most < 100
-    large = [each for each in files if each.size_bytes > 128 * 2**20]
-    assert sum(each.size_bytes for each in large) > 0.9 * sum(each.size_bytes for each in files)
-    assert all(each.size_bytes <= tiers.MERGED_BYTES_MAX for each in files)
 
 
 def test_few_small_files_wait_for_the_next_look_once(lake: Lake, monkeypatch: pytest.MonkeyPatch) -> None:

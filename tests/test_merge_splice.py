@@ -31,7 +31,7 @@ from collector.lake.compact import (
     write_struct,
 )
 from collector.lake.segments import write_segment
-from collector.lake.splice import are_alike, rows_by_group, source_of, write_spliced
+from collector.lake.splice import are_alike, source_of, write_spliced
 from collector.spans import SPAN_SCHEMA
 
 SCALARS = {
@@ -105,7 +105,7 @@ def spliced(paths: list[Path], folder: Path) -> Path:
     assert are_alike(sources, schema, SPAN_SCHEMA)
     further = io.BytesIO()
     with pq.ParquetWriter(further, FURTHER, store_schema=False) as writer:
-        for number, rows in enumerate(count for source in sources for count in rows_by_group(source)):
+        for number, rows in enumerate(count for source in sources for count in source.rows_by_group):
             writer.write_table(pa.table([pa.array([number] * rows, pa.int64())], schema=FURTHER))
     new = write_spliced(sources, source_of(further), folder, "joined", schema)
     for file in files:

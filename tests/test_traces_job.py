@@ -163,6 +163,33 @@ def test_a_compaction_keeps_sums_and_drops_what_was_taken_back(lake: Lake, simul
     assert sorted(listed) == sorted(raw)
 
 
+def test_large_files_are_joined_and_rows_may_still_be_taken_back(
+    lake: Lake, simulated: pa.Table, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("collector.lake.rewrite.COPIED_ROWS_MIN", 1)
+    monkeypatch.setattr("collector.lake.rewrite.COPIED_GROUP_ROWS_MIN", 1)
+    monkeypatch.setattr("collector.lake.tiers.TIER_BYTES", ((0, 1), (1, 2**30)))
+    monkeypatch.setattr("analytics.rollup.compact.FILE_BYTES_MAX", 1)
+    job = TraceJob(lake, replace_parts("summaries"))
+    for part in slices(simulated.slice(0, 400), 2, 10):
+        add(lake, part)
+        job.catch_up(lambda: False)
+    with lake.read() as reader:
+        names = [Path(name).name for (name,) in reader.rows("SELECT DISTINCT filename FROM trace_rows")]
+        (rows,) = reader.row("SELECT count(*) FROM trace_rows")
+    assert any(name.startswith("merged") for name in names)
+    assert len(names) < 10
+    assert_exact(lake, ("summaries",))
+    monkeypatch.setattr("analytics.rollup.compact.FILE_BYTES_MAX", 2**30)
+    monkeypatch.setattr("analytics.rollup.compact.TIER_FILES", 1)
+    job.catch_up(lambda: False)
+    add(lake, simulated.slice(400, 50))
+    job.catch_up(lambda: False)
+    assert_exact(lake, ("summaries",))
+    with lake.read() as reader:
+        assert reader.row("SELECT count(*) FROM trace_rows")[0] < rows
+
+
 def replace_parts(*parts: str) -> AnalyzeConfig:
     return CONFIG.model_copy(update={"trace_parts": parts})
 

@@ -2,8 +2,9 @@
 
 Files are ranked by size into tiers, as in a log-structured merge tree: TIER_FILES of a tier become one file of it or
 of the next. Each row is so rewritten a few times in its life. Whole files are replaced, so DuckLake drops them from
-the next snapshot and writes no delete files; sums stay the same, so readers notice nothing. The rows that a
-compaction inserts were counted before: never take the insertions of a rollup for new rows.
+the next snapshot and writes no delete files; sums stay the same, so readers notice nothing. Files that are too large
+to be summed in memory are joined as they are. The rows that a compaction inserts were counted before: never take the
+insertions of a rollup for new rows.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import polars as pl
 from analytics.rollup.job import write_rows
 from analytics.rollup.partials import merged
 from analytics.rollup.sets import DimensionSet, Length
-from collector.lake import engine
+from collector.lake import engine, maintain
 from collector.lake.lake import Lake, Reader
 
 log = logging.getLogger(__name__)
@@ -70,7 +71,9 @@ def compact_all(lake: Lake, sets: Sequence[DimensionSet], stopped: Callable[[], 
     for dimension_set in sets:
         for table, length in dimension_set.tables:
             if counts[table] >= TIER_FILES:
-                while not stopped() and compact(lake, dimension_set, table, length):
+                while not stopped() and (
+                    compact(lake, dimension_set, table, length) or maintain.join_once(lake, table, FILE_BYTES_MAX)
+                ):
                     pass
 
 

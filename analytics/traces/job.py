@@ -24,7 +24,7 @@ from analytics.traces.secret import secret_of
 from analytics.traces.source import Chunk, Window, read
 from analytics.traces.tables import TABLES, Table
 from collector.config import AnalyzeConfig
-from collector.lake import engine
+from collector.lake import engine, maintain
 from collector.lake.lake import Lake, Reader, StaleProgressError
 from collector.lake.segments import write_segment
 
@@ -104,7 +104,10 @@ class TraceJob:
 
     def _compact(self, stopped: Callable[[], bool]) -> None:
         for table in TABLES:
-            while not stopped() and compact_table(self._lake, table):
+            while not stopped() and (
+                compact_table(self._lake, table)
+                or maintain.join_once(self._lake, table.name, compact.FILE_BYTES_MAX)
+            ):
                 pass
 
 

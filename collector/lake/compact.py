@@ -17,7 +17,10 @@ STRUCT = 12
 """The types of fields. FALSE is how a boolean is written that is not true; as a type of Struct it is TRUE."""
 
 Struct = dict[int, tuple[int, Any]]
-"""Type and value by field id: integers, floats, bytes, Struct, and of a list the type of its elements and a list."""
+"""Type and value by field id: integers, floats, bytes, Struct, and of a list the type of its elements and a list.
+
+To be written, a Struct may also be bytes, as `write_struct` gave them.
+"""
 
 
 class CompactError(ValueError):
@@ -121,6 +124,8 @@ def _write_value(out: bytearray, kind: int, value: Any) -> None:
         _write_zigzag(out, value)
     elif kind == BINARY:
         out += varint(len(value))
+        out += value
+    elif kind == STRUCT and isinstance(value, bytes):
         out += value
     elif kind == STRUCT:
         _write_struct(out, value)

@@ -18,7 +18,7 @@ from collector.lake.columns import lacking
 from collector.lake.deadline import bounded
 from collector.lake.location import Location
 from collector.lake.lock import exclusive
-from collector.lake.tables import SCHEMA_VERSION, Definition
+from collector.lake.tables import MADE, SCHEMA_VERSION, Definition
 
 if TYPE_CHECKING:
     import polars as pl
@@ -231,13 +231,13 @@ class Lake:
                 connection.close()
 
     def ensure(self, definitions: Sequence[Definition]) -> None:
-        """Create what of `definitions` is missing, columns included (NULL in the rows that are there); stamp the schema
-        version on a new lake.
+        """Create what of `definitions` is missing, columns included (NULL in the rows that are there); replace views
+        and macros that were made of another DDL; stamp the schema version on a new lake.
 
         Raises OperatorError where the lake cannot be written.
         """
         try:
-            self._ensure(definitions)
+            self._ensure([MADE, *(d for d in definitions if d != MADE)])
         except (duckdb.Error, OSError) as error:
             raise OperatorError(
                 f"the lake at storage.data = {str(self.location.root)!r} cannot be written: {error}; "
@@ -246,16 +246,23 @@ class Lake:
 
     def _ensure(self, definitions: Sequence[Definition]) -> None:
         with self.read() as reader:
-            lacks = _missing(definitions, reader) or lacking(definitions, reader.rows(_COLUMNS_SQL))
+            lacks = _due(definitions, reader) or lacking(definitions, reader.rows(_COLUMNS_SQL))
             if not lacks and not _not_inlined(definitions, reader):
                 return
         with self.write() as transaction:
-            for definition in _missing(definitions, transaction):
-                transaction.execute(definition.ddl())
+            due = _due(definitions, transaction)
+            for definition in due:
+                if definition.kind == "table":
+                    transaction.execute(definition.ddl())
                 if definition.name == "schema_version":
                     transaction.execute("INSERT INTO schema_version VALUES (?, now()::TIMESTAMP)", [SCHEMA_VERSION])
             for table, column, kind in lacking(definitions, transaction.rows(_COLUMNS_SQL)):
                 transaction.execute(f'ALTER TABLE "{table}" ADD COLUMN "{column}" {kind}')
+            for definition in due:
+                if definition.kind != "table":
+                    transaction.execute(definition.ddl())
+                    made = [definition.name, definition.fingerprint]
+                    transaction.execute(f"INSERT INTO {MADE.name} VALUES (?, ?, now()::TIMESTAMP)", made)
         # DuckLake takes options only of tables that are committed.
         with self.write() as transaction:
             for definition in _not_inlined(definitions, transaction):
@@ -278,21 +285,26 @@ def check_version(reader: Reader, location: Location) -> None:
         )
 
 
-def _missing(definitions: Sequence[Definition], reader: Reader) -> list[Definition]:
+def _due(definitions: Sequence[Definition], reader: Reader) -> list[Definition]:
+    """Those that are missing, and views and macros that were made of another DDL, or nobody knows of which."""
     present = {name for (name,) in reader.rows(_OBJECTS_SQL)}
-    return [d for d in definitions if d.name not in present]
+    made = dict(reader.rows(_MADE_SQL)) if MADE.name in present else {}
+    return [
+        d for d in definitions if d.name not in present or (d.kind != "table" and made.get(d.name) != d.fingerprint)
+    ]
 
 
 def _not_inlined(definitions: Sequence[Definition], reader: Reader) -> list[Definition]:
     options = reader.rows(
         f"SELECT scope_entry FROM {engine.CATALOG}.options() "
-        "WHERE option_name = 'data_inlining_row_limit' AND scope = 'TABLE'"
+        "WHERE option_name = 'data_inlining_row_limit' AND scope = 'TABLE' AND scope_entry IS NOT NULL"
     )
     set_for = {entry.removeprefix("main.") for (entry,) in options}
     return [d for d in definitions if d.inline_rows_max and d.name not in set_for]
 
 
 _COLUMNS_SQL = f"SELECT table_name, column_name FROM duckdb_columns() WHERE database_name = '{engine.CATALOG}'"
+_MADE_SQL = f"SELECT name, arg_max(fingerprint, made_at) FROM {MADE.name} GROUP BY name"
 _OBJECTS_SQL = f"""
 SELECT table_name FROM duckdb_tables() WHERE database_name = '{engine.CATALOG}'
 UNION ALL SELECT view_name FROM duckdb_views() WHERE database_name = '{engine.CATALOG}'

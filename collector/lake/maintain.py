@@ -1,8 +1,9 @@
 """Keeps the lake's files few and its folder clean, in bites short enough that a commit never waits long.
 
-Spans are rewritten beside all commits (rewrite.py), by the tiers of tiers.py. Where the catalog is not as swap.py
-knows it, and for other tables, DuckLake merges: that holds the commit lock while it rewrites, so each merge makes one
-file of at most `MERGED_BYTES_MAX`, from files of a tier of TIER_BYTES.
+Spans, sampled ones too, are rewritten beside all commits (rewrite.py), by the tiers of tiers.py. Where the catalog is
+not as swap.py knows it, and for other tables, DuckLake merges: that holds the commit lock while it rewrites, so each
+merge makes one file of at most `MERGED_BYTES_MAX`, from files of a tier of TIER_BYTES. Tables whose rows are summed by
+the jobs that write them have their large files joined (`join_once`).
 """
 
 from __future__ import annotations
@@ -15,8 +16,8 @@ from typing import NamedTuple
 
 from collector.lake import engine, swap, tiers
 from collector.lake.lake import Lake, Reader
-from collector.lake.retention import SPANS, read_upto
-from collector.lake.rewrite import write_merged
+from collector.lake.retention import SAMPLED, SPANS, read_upto
+from collector.lake.rewrite import table_schema, write_joined, write_merged
 from collector.lake.segments import TEMPORARY_SUFFIX
 
 log = logging.getLogger(__name__)
@@ -37,6 +38,12 @@ _LIVE_FILES_SQL = f"""
 SELECT f.file_size_bytes
 FROM {_METADATA}.ducklake_data_file f JOIN {_METADATA}.ducklake_table t USING (table_id)
 WHERE f.end_snapshot IS NULL AND t.end_snapshot IS NULL AND t.table_name = ?
+ORDER BY f.data_file_id
+"""
+_LARGE_FILES_SQL = f"""
+SELECT f.path
+FROM {_METADATA}.ducklake_data_file f JOIN {_METADATA}.ducklake_table t USING (table_id)
+WHERE f.end_snapshot IS NULL AND t.end_snapshot IS NULL AND t.table_name = ? AND f.file_size_bytes >= ?
 ORDER BY f.data_file_id
 """
 _UNREAD_SQL = f"""
@@ -92,7 +99,7 @@ class Due(NamedTuple):
 def due(lake: Lake, table: str) -> Due:
     """What of `table` is to be merged. Raises duckdb.Error."""
     with lake.read() as reader:
-        if table == SPANS and (known := swap.known(reader)):
+        if known := _known(reader, table):
             sizes = [file.size_bytes for group in tiers.due(swap.files(reader, known)) for file in group]
             return Due(len(sizes), sum(sizes))
         sizes = _sizes(reader, table)
@@ -107,12 +114,37 @@ def merge_once(lake: Lake, table: str) -> int:
     Raises duckdb.Error and OSError.
     """
     with lake.read() as reader:
-        known = swap.known(reader) if table == SPANS else None
+        known = _known(reader, table)
         groups = tiers.due(swap.files(reader, known)) if known else []
         tier = None if known else plan(_sizes(reader, table))
     if known and groups:
         return _merge_beside(lake, known, groups[0])
     return _merge_by_ducklake(lake, table, tier) if tier else 0
+
+
+def _known(reader: Reader, table: str) -> swap.Known | None:
+    """The table, where its files are merged as those of spans are."""
+    return swap.known(reader, table) if table in {SPANS, SAMPLED} else None
+
+
+def join_once(lake: Lake, table: str, bytes_min: int) -> int:
+    """Join files of `table` of `bytes_min` and more into one, as they are, where they are due by the tiers of spans.
+
+    Returns how many, 0 where none are due or they cannot be copied. Raises duckdb.Error and OSError.
+    """
+    folder = lake.location.files / swap.folder_of(table)
+    with lake.read() as reader:
+        large = reader.rows(_LARGE_FILES_SQL, [table, bytes_min])
+        if len(large) < 2:
+            return 0
+        known = swap.known(reader, table, table_schema(folder / large[0][0]))
+        if known is None:
+            return 0
+        files = [file for file in swap.files(reader, known) if file.size_bytes >= bytes_min]
+    for group in tiers.due(files):
+        if joined := write_joined(group, folder, known.schema):
+            return _swapped(lake, known, group, *joined)
+    return 0
 
 
 def _sizes(reader: Reader, table: str) -> list[int]:
@@ -121,8 +153,12 @@ def _sizes(reader: Reader, table: str) -> list[int]:
 
 def _merge_beside(lake: Lake, known: swap.Known, files: Sequence[tiers.File]) -> int:
     """Merge without the commit lock, but for the swap. After an exception the new file is an orphan for `clean`."""
-    path, with_row_ids = write_merged(files, lake.location.files / swap.FOLDER, known.schema)
-    if swap.swap(lake, files, path, with_row_ids=with_row_ids):
+    return _swapped(lake, known, files, *write_merged(files, lake.location.files / known.folder, known.schema))
+
+
+def _swapped(lake: Lake, known: swap.Known, files: Sequence[tiers.File], path: Path, with_row_ids: bool) -> int:
+    """How many files `path` took the place of: all, or none where that is no longer possible."""
+    if swap.swap(lake, known, files, path, with_row_ids=with_row_ids):
         return len(files)
     path.unlink()
     return 0

@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 
 from collector.lake.order import by_tenant_and_time
 from collector.lake.segments import new_file
-from collector.lake.splice import Source, are_alike, rows_by_group, source_of, write_spliced
+from collector.lake.splice import Source, are_alike, source_of, write_spliced
 from collector.lake.tiers import File
 
 ROWS_PER_GROUP = 32_768
@@ -48,13 +48,30 @@ def write_merged(files: Sequence[File], folder: Path, schema: pa.Schema) -> tupl
     `schema` has the table's columns with their field ids. Returns the path, and whether the file holds row ids: they
     follow from the first file's where all follow each other. Raises OSError.
     """
+    paths, schema = _sources(files, folder, schema)
+    path = _spliced(files, paths, folder, schema) or _sorted_anew(files, paths, folder, schema)
+    return path, ROW_ID in schema.names
+
+
+def write_joined(files: Sequence[File], folder: Path, schema: pa.Schema) -> tuple[Path, bool] | None:
+    """As `write_merged`, the files' row groups as they are; None where they are too small, or not alike."""
+    paths, schema = _sources(files, folder, schema)
+    path = _spliced(files, paths, folder, schema)
+    return (path, ROW_ID in schema.names) if path else None
+
+
+def table_schema(path: Path) -> pa.Schema:
+    """The columns of the table that a file has, without those that merges add. Raises OSError."""
+    return pa.schema([column for column in pq.read_schema(path) if column.name not in _INTERNAL_FIELD_IDS])
+
+
+def _sources(files: Sequence[File], folder: Path, schema: pa.Schema) -> tuple[list[Path], pa.Schema]:
+    """The paths of files, and the schema of the file that they make: `schema`, and the internal columns it needs."""
     paths = [folder / file.path if file.is_relative else Path(file.path) for file in files]
     with_row_ids = not _follow(files) or any(ROW_ID in pq.read_schema(path).names for path in paths)
-    names = [SNAPSHOT_ID, ROW_ID] if with_row_ids else [SNAPSHOT_ID]
-    for name in names:
+    for name in [SNAPSHOT_ID, ROW_ID] if with_row_ids else [SNAPSHOT_ID]:
         schema = schema.append(field(name, pa.int64(), True, _INTERNAL_FIELD_IDS[name]))
-    path = _spliced(files, paths, folder, schema) or _sorted_anew(files, paths, folder, schema)
-    return path, with_row_ids
+    return paths, schema
 
 
 def _sorted_anew(files: Sequence[File], paths: Sequence[Path], folder: Path, schema: pa.Schema) -> Path:
@@ -86,7 +103,7 @@ def _spliced(files: Sequence[File], paths: Sequence[Path], folder: Path, schema:
             sources = [source_of(stack.enter_context(path.open("rb"))) for path in paths]
         except ValueError:
             return None  # whoever reads the rows can tell what is wrong with them
-        rows = [rows_by_group(source) for source in sources]
+        rows = [source.rows_by_group for source in sources]
         has_small_groups = sum(map(sum, rows)) < COPIED_GROUP_ROWS_MIN * sum(map(len, rows))
         least = pa.schema([column for column in schema if column.name not in _INTERNAL_FIELD_IDS])
         if has_small_groups or not are_alike(sources, schema, least):

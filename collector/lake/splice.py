@@ -39,15 +39,21 @@ _BLOOM_OFFSET, _BLOOM_BYTES = 14, 15
 
 @dataclass(frozen=True)
 class Source:
-    """A Parquet file, open, and its footer."""
+    """A Parquet file, open, and what its footer says of all chunks together.
+
+    The footer stays as it was read: parsed, it takes forty times the memory, and a merge has many sources.
+    """
 
     file: BinaryIO
-    footer: Struct
+    footer: bytes
+    columns: list[Struct]
+    rows_by_group: list[int]
+    is_movable: bool
+    """Whether all that belongs to a chunk is known, and in the file itself."""
 
-    @property
     def groups(self) -> list[Struct]:
-        """The row groups as the footer has them."""
-        groups: list[Struct] = self.footer[_ROW_GROUPS][1][1]
+        """The row groups, parsed anew."""
+        groups: list[Struct] = read_struct(self.footer)[_ROW_GROUPS][1][1]
         return groups
 
 
@@ -59,12 +65,11 @@ def source_of(file: BinaryIO) -> Source:
         raise ValueError(f"{getattr(file, 'name', 'the file')} does not end as a Parquet file does")
     footer_bytes = int.from_bytes(tail[:4], "little")
     file.seek(-8 - footer_bytes, io.SEEK_END)
-    return Source(file, read_struct(file.read(footer_bytes)))
-
-
-def rows_by_group(source: Source) -> list[int]:
-    """The number of rows of each row group."""
-    return [int(group[_ROWS][1]) for group in source.groups]
+    content = file.read(footer_bytes)
+    footer = read_struct(content)
+    groups = footer[_ROW_GROUPS][1][1]
+    is_movable = _ENCRYPTION not in footer and all(map(_is_movable, groups))
+    return Source(file, content, _elements(footer), [int(group[_ROWS][1]) for group in groups], is_movable)
 
 
 def are_alike(sources: Sequence[Source], schema: pa.Schema, least: pa.Schema) -> bool:
@@ -74,9 +79,9 @@ def are_alike(sources: Sequence[Source], schema: pa.Schema, least: pa.Schema) ->
     Field ids may differ: they stand in the schema alone.
     """
     wanted, needed = (_elements(_template(each)[0]) for each in (schema, least))
-    found = [_elements(source.footer) for source in sources]
-    return all(each == wanted[: len(each)] and len(each) >= len(needed) for each in found) and all(
-        map(_is_movable, sources)
+    return all(
+        source.is_movable and source.columns == wanted[: len(source.columns)] and len(source.columns) >= len(needed)
+        for source in sources
     )
 
 
@@ -86,13 +91,11 @@ def _elements(footer: Struct) -> list[Struct]:
     return [{key: value for key, value in element.items() if key != _FIELD_ID} for element in elements]
 
 
-def _is_movable(source: Source) -> bool:
-    """Whether all that belongs to a chunk is known, and in the file itself."""
-    return _ENCRYPTION not in source.footer and all(
+def _is_movable(group: Struct) -> bool:
+    return all(
         _FILE_PATH not in column
         and _CHUNK in column
         and (_BLOOM_OFFSET in column[_CHUNK][1]) == (_BLOOM_BYTES in column[_CHUNK][1])
-        for group in source.groups
         for column in group[_COLUMNS][1][1]
     )
 
@@ -108,8 +111,8 @@ def write_spliced(sources: Sequence[Source], further: Source, folder: Path, pref
     try:
         with temporary.open("wb") as file:
             file.write(MAGIC)
-            groups = [_copied_group(file, *each, leaves) for each in enumerate(_pairs(sources, further))]
-            footer[_NUM_ROWS] = I64, sum(group[_ROWS][1] for group in groups)
+            groups = [write_struct(_copied_group(file, *each, leaves)) for each in enumerate(_pairs(sources, further))]
+            footer[_NUM_ROWS] = I64, sum(map(sum, (source.rows_by_group for source in sources)))
             footer[_ROW_GROUPS] = LIST, (STRUCT, groups)
             content = write_struct(footer)
             file.write(content + len(content).to_bytes(4, "little") + MAGIC)
@@ -127,8 +130,8 @@ Leaf = tuple[bytes, ...]
 
 
 def _pairs(sources: Sequence[Source], further: Source) -> Iterator[tuple[Part, Part]]:
-    groups = chain.from_iterable(((source.file, group) for group in source.groups) for source in sources)
-    for part, group in zip(groups, further.groups, strict=True):
+    groups = chain.from_iterable(((source.file, group) for group in source.groups()) for source in sources)
+    for part, group in zip(groups, further.groups(), strict=True):
         yield part, (further.file, group)
 
 
@@ -136,7 +139,7 @@ def _template(schema: pa.Schema) -> tuple[Struct, list[Leaf]]:
     """The footer of a file without rows, and the paths of the columns that have chunks."""
     buffer = io.BytesIO()
     pq.write_table(schema.empty_table(), buffer, store_schema=False)
-    footer = source_of(buffer).footer
+    footer = read_struct(source_of(buffer).footer)
     columns = pq.read_metadata(buffer).schema
     return footer, [tuple(columns.column(i).path.encode().split(b".")) for i in range(len(columns))]
 

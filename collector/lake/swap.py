@@ -22,12 +22,11 @@ import pyarrow.parquet as pq
 
 from collector.lake import engine
 from collector.lake.lake import Lake, Reader
-from collector.lake.retention import SPANS
+from collector.lake.retention import AGES, SPANS, WINDOW
 from collector.lake.rewrite import field
 from collector.lake.tiers import File
 from collector.spans import SPAN_SCHEMA
 
-FOLDER = f"main/{SPANS}"
 CATALOG_VERSION = "1.0"
 _METADATA = f"__ducklake_metadata_{engine.CATALOG}.main"
 _COLUMNS = {
@@ -49,7 +48,7 @@ _DESCRIBE_FILES = (
 )
 _TABLE_SQL = f"""
 SELECT t.table_id FROM {_METADATA}.ducklake_table t JOIN {_METADATA}.ducklake_schema s USING (schema_id)
-WHERE t.end_snapshot IS NULL AND s.end_snapshot IS NULL AND t.table_name = '{SPANS}' AND s.path || t.path = '{FOLDER}/'
+WHERE t.end_snapshot IS NULL AND s.end_snapshot IS NULL AND t.table_name = ? AND s.path || t.path = ? || '/'
     AND t.path_is_relative AND s.path_is_relative
 """
 _FIELDS_SQL = f"""
@@ -59,10 +58,11 @@ WHERE table_id = ? AND end_snapshot IS NULL ORDER BY column_order
 _FILES_SQL = f"""
 SELECT
     f.data_file_id, f.path, f.path_is_relative, f.record_count, f.file_size_bytes, f.begin_snapshot,
-    COALESCE(f.partial_max, f.begin_snapshot), f.row_id_start, COALESCE(substr(s.max_value, 1, 10), '')
+    COALESCE(f.partial_max, f.begin_snapshot), f.row_id_start, COALESCE(substr(s.max_value, 1, 10), ''),
+    COALESCE(date_diff('second', TRY_CAST(s.min_value AS TIMESTAMP_NS), TRY_CAST(s.max_value AS TIMESTAMP_NS)), 0)
 FROM {_METADATA}.ducklake_data_file f
 LEFT JOIN {_METADATA}.ducklake_column c
-    ON c.table_id = f.table_id AND c.end_snapshot IS NULL AND c.parent_column IS NULL AND c.column_name = 'received_at'
+    ON c.table_id = f.table_id AND c.end_snapshot IS NULL AND c.parent_column IS NULL AND c.column_name = $2
 LEFT JOIN {_METADATA}.ducklake_file_column_stats s ON s.data_file_id = f.data_file_id AND s.column_id = c.column_id
 WHERE f.table_id = $1 AND f.end_snapshot IS NULL AND f.encryption_key IS NULL AND f.partition_id IS NULL
     AND f.record_count > 0
@@ -84,20 +84,34 @@ ORDER BY s.column_id
 
 @dataclass(frozen=True)
 class Known:
-    """What is known of table `spans`: its id, and its Arrow schema with field ids."""
+    """What is known of a table: its name and id, and its Arrow schema with field ids."""
 
+    name: str
     table_id: int
     schema: pa.Schema
 
+    @property
+    def folder(self) -> str:
+        """Where its files are, in the folder of all data files."""
+        return folder_of(self.name)
 
-def known(reader: Reader) -> Known | None:
-    """The table as the catalog has it; None where that is in any way not what this module knows to change."""
+
+def folder_of(table: str) -> str:
+    """Where the files of a table are, in the folder of all data files."""
+    return f"main/{table}"
+
+
+def known(reader: Reader, table: str = SPANS, schema: pa.Schema = SPAN_SCHEMA) -> Known | None:
+    """The table as the catalog has it; None where that is in any way not what this module knows to change.
+
+    `schema` is that of its files.
+    """
     version = dict(reader.rows(f"SELECT key, value FROM {_METADATA}.ducklake_metadata WHERE scope IS NULL"))
-    tables = reader.rows(_TABLE_SQL)
+    tables = reader.rows(_TABLE_SQL, [table, folder_of(table)])
     if (
         version.get("version") != CATALOG_VERSION
         or version.get("encrypted") != "false"
-        or any(columns(reader, table) != names.split() for table, names in _COLUMNS.items())
+        or any(columns(reader, name) != names.split() for name, names in _COLUMNS.items())
         or len(tables) != 1
         or columns(reader, f"ducklake_inlined_delete_{tables[0][0]}")
     ):
@@ -106,9 +120,9 @@ def known(reader: Reader) -> Known | None:
     ids: dict[int | None, dict[str, int]] = {}
     for column_id, name, parent in reader.rows(_FIELDS_SQL, [table_id]):
         ids.setdefault(parent, {})[name] = column_id
-    if list(ids[None]) != SPAN_SCHEMA.names:
+    if list(ids[None]) != schema.names:
         return None
-    return Known(table_id, pa.schema([_with_ids(column, ids[None][column.name], ids) for column in SPAN_SCHEMA]))
+    return Known(table, table_id, pa.schema([_with_ids(column, ids[None][column.name], ids) for column in schema]))
 
 
 def columns(reader: Reader, table: str) -> list[str]:
@@ -134,15 +148,16 @@ def _with_ids(column: pa.Field, field_id: int, ids: dict[int | None, dict[str, i
 
 
 def files(reader: Reader, table: Known) -> list[File]:
-    """The live data files of `spans` that may be merged, in the order of their rows."""
+    """The live data files of a table that may be merged, in the order of their rows."""
+    found = reader.rows(_FILES_SQL, [table.table_id, AGES.get(table.name, WINDOW)])
     return [
-        File(int(id_), path, bool(is_relative), int(rows), int(size), int(begin), int(last), row_id, day)
-        for id_, path, is_relative, rows, size, begin, last, row_id, day in reader.rows(_FILES_SQL, [table.table_id])
+        File(int(id_), path, bool(is_relative), int(rows), int(size), int(begin), int(last), row_id, day, seconds)
+        for id_, path, is_relative, rows, size, begin, last, row_id, day, seconds in found
     ]
 
 
-def swap(lake: Lake, sources: Sequence[File], new: Path, *, with_row_ids: bool) -> bool:
-    """Let `new` take the place of `sources`, of whose rows it is made.
+def swap(lake: Lake, table: Known, sources: Sequence[File], new: Path, *, with_row_ids: bool) -> bool:
+    """Let `new` take the place of `sources`, files of `table`, of whose rows it is made.
 
     False where that is no longer possible, as one of them was removed or lost rows; then nothing has changed.
     Raises duckdb.Error.
@@ -150,13 +165,12 @@ def swap(lake: Lake, sources: Sequence[File], new: Path, *, with_row_ids: bool) 
     with lake.maintenance() as connection:
         connection.execute("BEGIN")
         reader = Reader(connection)
-        table = known(reader)
-        if table is None or not set(sources) <= set(files(reader, table)):
+        if known(reader, table.name, table.schema) != table or not set(sources) <= set(files(reader, table)):
             return False
         moment, new_id = _add_snapshot(connection.execute, reader, table.table_id)
         ids = [source.data_file_id for source in sources]
         stats = [[new_id, table.table_id, *values, None] for values in _stats(reader, ids)]
-        _remove(connection.execute, sources, moment)
+        _remove(connection.execute, table.folder, sources, moment)
         _add(connection.execute, table.table_id, new_id, sources, new, with_row_ids=with_row_ids)
         _insert(connection.execute, "ducklake_file_column_stats", stats)
         connection.execute("COMMIT")
@@ -184,7 +198,7 @@ def _add_snapshot(execute: Execute, reader: Reader, table_id: int) -> tuple[str,
     return moment, int(file_id)
 
 
-def _remove(execute: Execute, sources: Sequence[File], moment: str) -> None:
+def _remove(execute: Execute, folder: str, sources: Sequence[File], moment: str) -> None:
     for table in _DESCRIBE_FILES:
         execute(
             f"DELETE FROM {_METADATA}.{table} WHERE data_file_id IN (SELECT unnest(?::BIGINT[]))",
@@ -193,7 +207,7 @@ def _remove(execute: Execute, sources: Sequence[File], moment: str) -> None:
     scheduled = [
         [
             source.data_file_id,
-            f"{FOLDER}/{source.path}" if source.is_relative else source.path,
+            f"{folder}/{source.path}" if source.is_relative else source.path,
             source.is_relative,
             moment,
         ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from importlib import resources
 
@@ -25,9 +26,18 @@ class Definition:
         """The text of `<package>/sql/<name>.sql`."""
         return resources.files(self.package).joinpath("sql", f"{self.name}.sql").read_text(encoding="utf-8")
 
+    @property
+    def fingerprint(self) -> str:
+        """What tells this DDL from that of another release."""
+        return hashlib.blake2b(self.ddl().encode(), digest_size=8).hexdigest()
+
+
+MADE = Definition("definitions", "collector.lake", inline_rows_max=1000)
+"""Of which DDL each view and macro of the lake was made; the newest row of a name counts."""
 
 COLLECTOR_DEFINITIONS: tuple[Definition, ...] = (
     Definition("schema_version", "collector.lake", inline_rows_max=100),
+    MADE,
     Definition("progress", "collector.lake", inline_rows_max=100),
     Definition("spans", "collector.lake"),
     Definition("resources", "collector.lake", inline_rows_max=1000),
