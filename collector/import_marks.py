@@ -12,9 +12,11 @@ from types import TracebackType
 
 from collector.errors import OperatorError
 from collector.pipeline import TraceRequest
-from collector.spool import digest_of
+from collector.spool import digest_of, former_digest_of
 
 MARKS_PER_COMMIT = 64
+_VERSION = 1
+"""Of the file, in SQLite's user_version: 0 where some of its digests may be former ones."""
 
 
 class ImportMarks:
@@ -26,7 +28,11 @@ class ImportMarks:
         try:
             self._connection = sqlite3.connect(path)
             self._connection.execute("PRAGMA journal_mode = WAL")
+            is_new = not self._connection.execute("SELECT 1 FROM sqlite_master").fetchone()
             self._connection.execute("CREATE TABLE IF NOT EXISTS requests (digest BLOB PRIMARY KEY) WITHOUT ROWID")
+            if is_new:
+                self._connection.execute(f"PRAGMA user_version = {_VERSION}")
+            self._has_former = self._connection.execute("PRAGMA user_version").fetchone()[0] < _VERSION
         except sqlite3.Error as error:
             raise OperatorError(
                 f"{str(path)!r}, which notes what was imported, cannot be used: {error}; expected a file of spanlake's "
@@ -47,7 +53,10 @@ class ImportMarks:
         """Whether a request of this content was imported before."""
         if self._again:
             return False
-        found = self._connection.execute("SELECT 1 FROM requests WHERE digest = ?", [digest_of(request)]).fetchone()
+        return self._has(digest_of(request)) or (self._has_former and self._has(former_digest_of(request)))
+
+    def _has(self, digest: bytes) -> bool:
+        found = self._connection.execute("SELECT 1 FROM requests WHERE digest = ?", [digest]).fetchone()
         return found is not None
 
     def add(self, request: TraceRequest) -> None:

@@ -26,6 +26,7 @@ from collector.import_marks import MARKS_PER_COMMIT, ImportMarks
 from collector.importing import EndpointSink, FileReport, import_files
 from collector.otlp_files import Record, read_requests
 from collector.pipeline import Accepted, TraceRequest
+from collector.spool import former_digest_of
 from sample_data.emit_files import framed, requests
 
 SPANLAKE = Path(sys.executable).with_name("spanlake")
@@ -319,6 +320,19 @@ def marked(data: Path) -> int:
             return int(marks.execute("SELECT count(*) FROM requests").fetchone()[0])
         except sqlite3.OperationalError:
             return 0  # not made yet
+
+
+def test_marks_of_former_digests_count(tmp_path: Path) -> None:
+    path, before, other = tmp_path / "imports.sqlite", TraceRequest(b"before", 1), TraceRequest(b"other", 1)
+    with contextlib.closing(sqlite3.connect(path)) as marks, marks:
+        marks.execute("CREATE TABLE requests (digest BLOB PRIMARY KEY) WITHOUT ROWID")
+        marks.execute("INSERT INTO requests VALUES (?)", (former_digest_of(before),))
+    with ImportMarks(path) as again:
+        assert (again.has(before), again.has(other)) == (True, False)
+        again.add(other)
+    with ImportMarks(path) as again:
+        assert again.has(before)
+        assert again.has(other)
 
 
 def test_marks_that_cannot_be_read_are_told(tmp_path: Path) -> None:

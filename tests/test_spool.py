@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from collector.pipeline import Accepted, TraceRequest
-from collector.spool import _TRIMMED_BYTES, Entry, Spool, _bite, digest_of
+from collector.spool import _TRIMMED_BYTES, Entry, Spool, _bite, digest_of, former_digest_of
 
 SECOND_NS = 1_000_000_000
 
@@ -162,3 +162,25 @@ os.kill(os.getpid(), signal.SIGKILL)
     assert acknowledged == [1, 2, 3, 4, 5, 6, 7]
     assert [seq for seq, _ in pending(Spool(tmp_path, 3600))] == acknowledged
     assert os.listdir(tmp_path)
+
+
+@given(st.binary(min_size=1, max_size=600), st.data())
+@settings(deadline=None)
+def test_a_flipped_bit_changes_the_digest(payload: bytes, data: st.DataObject) -> None:
+    bit = data.draw(st.integers(0, 8 * len(payload) - 1))
+    other = bytearray(payload)
+    other[bit // 8] ^= 1 << bit % 8
+    assert digest_of(TraceRequest(payload, 1)) != digest_of(TraceRequest(bytes(other), 1))
+
+
+@pytest.mark.parametrize("tenant", [None, "acme"])
+def test_rows_with_a_former_digest_are_whole_unless_they_are_damaged(tmp_path: Path, tenant: str | None) -> None:
+    requests = [TraceRequest(payload, 5, tenant) for payload in (b"whole", b"damaged")]
+    spool = Spool(tmp_path, 3600)
+    spool.append([Entry(former_digest_of(request), request, Accepted()) for request in requests], 0)
+    spool.close()
+    with sqlite3.connect(tmp_path / "spool.sqlite") as connection:
+        connection.execute("UPDATE requests SET payload = ? WHERE seq = 2", (b"damageD",))
+    again = Spool(tmp_path, 3600)
+    assert pending(again) == [(1, b"whole")]
+    assert [seq for seq, _ in again.quarantined()] == [2]

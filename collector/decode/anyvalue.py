@@ -14,6 +14,7 @@ from enum import IntEnum
 
 import orjson
 
+from collector.decode.flat_values import flat_text
 from collector.errors import InvalidRequestError
 
 DEPTH_MAX = 32
@@ -50,9 +51,9 @@ class Budget:
     def __init__(self, fields_max: int = FIELDS_MAX) -> None:
         self.left = fields_max
 
-    def take(self) -> None:
-        """Count one field. Raises InvalidRequestError where it is one too many."""
-        self.left -= 1
+    def take(self, fields: int = 1) -> None:
+        """Count fields. Raises InvalidRequestError where it is one too many."""
+        self.left -= fields
         if self.left < 0:
             raise InvalidRequestError(
                 f"nested values and attributes of resources and scopes: more than {FIELDS_MAX} elements in one "
@@ -122,6 +123,9 @@ def _text(raw: bytes) -> str:
 
 def parse_value(raw: bytes, budget: Budget) -> Value:
     """The AnyValue of these bytes. Raises InvalidRequestError."""
+    if flat := flat_text(raw):
+        budget.take(flat[1])
+        return Value(Kind.OTHER, flat[0])
     number, content = _chosen(raw, budget)
     if number == 1:
         text = _text(_bytes(content))

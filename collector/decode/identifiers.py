@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from binascii import hexlify
 from collections import Counter
 from typing import Any
 
@@ -23,7 +24,7 @@ Mask = npt.NDArray[Any]
 def hex_texts(ids: pa.BinaryArray) -> pa.StringArray:
     """Lower-case hex of each element, of whatever length."""
     bounds = offsets(ids)
-    digits = content(ids).tobytes().hex().encode()
+    digits = hexlify(content(ids))
     return pa.Array.from_buffers(
         pa.string(), len(ids), [None, pa.py_buffer(bounds * np.int32(2)), pa.py_buffer(digits)]
     )
@@ -34,9 +35,9 @@ def blank(ids: pa.BinaryArray) -> Mask:
     bounds, data = offsets(ids), content(ids)
     sizes = bounds[1:] - bounds[:-1]
     if len(sizes) and sizes[0] in (8, 16) and (sizes == sizes[0]).all():
-        words = data[bounds[0] : bounds[-1]].view(np.uint64).reshape(len(sizes), -1)
-        zero: Mask = np.logical_not(np.any(words, axis=1))
-        return zero
+        words = data[bounds[0] : bounds[-1]].view(np.uint64)
+        zero: Mask = words == 0
+        return zero if sizes[0] == 8 else zero[0::2] & zero[1::2]
     nonzero = np.concatenate([[0], np.cumsum(data[: bounds[-1]] != 0)])
     unchanged: Mask = nonzero[bounds[1:]] == nonzero[bounds[:-1]]
     return unchanged

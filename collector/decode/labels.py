@@ -73,8 +73,9 @@ class LabelColumns:
 
     def of(self, codes: Int32s, texts: Sequence[str | None]) -> pa.DictionaryArray:
         """`texts[code]` by row, as Labels.of."""
-        if len(texts) != 1:
+        distinct = list(dict.fromkeys(texts))
+        if len(distinct) != 1:
             return Labels.of(codes, texts).to_arrow()
-        if texts[0] is None:
+        if distinct[0] is None:
             return self._nulls
-        return pa.DictionaryArray.from_arrays(self._zeros, pa.array(texts, pa.string()), safe=False)
+        return pa.DictionaryArray.from_arrays(self._zeros, pa.array(distinct, pa.string()), safe=False)

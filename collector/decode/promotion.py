@@ -26,6 +26,7 @@ Convert = Callable[[Positions], tuple[Mask, npt.NDArray[Any]]]
 
 _NONE = np.empty(0, np.intp)
 _TOPIC_KINDS = (semantics.KINDS.index("producer"), semantics.KINDS.index("consumer"))
+_DTYPES: dict[pa.DataType, type] = {pa.bool_(): np.bool_, pa.int32(): np.int32, pa.int64(): np.int64}
 _HITS = pa.array(list(semantics.HITS))
 _HIT_VALUES = np.array(list(semantics.HITS.values()))
 
@@ -58,26 +59,32 @@ class Promotion:
         present = np.unique(role_by_code[role_by_code >= 0])
         if not present.size:
             return {}
-        row_by_role = np.full(len(keys) + 1, -1, np.int16)
+        # One row for each key that matters, and one for all others.
+        row_by_role = np.full(len(keys) + 1, len(present), np.intp)
         row_by_role[present] = np.arange(len(present))
-        row = np.take(row_by_role[role_by_code], attributes.code)
-        which = np.flatnonzero((row >= 0) & attributes.keep)
-        located = np.full((len(present), self._count), -1, np.int32)
-        located[row[which], attributes.owner[which]] = which
+        cell = np.take(row_by_role[role_by_code] * self._count, attributes.code)
+        cell += attributes.owner
+        which = np.arange(len(cell), dtype=np.int32)
+        if not attributes.keep.all():
+            cell, which = cell[attributes.keep], which[attributes.keep]
+        located = np.full((len(present) + 1, self._count), -1, np.int32)
+        located.reshape(-1)[cell] = which
         return {keys[role]: located[i] for i, role in enumerate(present.tolist())}
 
     def text(self, column: str, given: Labels | None = None) -> pa.DictionaryArray:
         """LABEL column; where `given` has a text, that comes before all candidates."""
         default = semantics.DEFAULTS.get(column)
         texts = [resource.columns.get(column, (0, default))[1] for resource in self._resources]
-        if given is None and not self._present(column):
-            return self._columns.of(self._resource, texts)
-        base = Labels.of(self._resource, texts)
-        free = None
-        if given is not None:
-            rows = np.flatnonzero(given.codes >= 0)
-            free = given.codes < 0
-            base = base.overlaid(rows, given.dictionary.take(pa.array(given.codes[rows])))
+        if given is None:
+            rows, positions = self._text_winners(column)
+            if not rows.size:
+                return self._columns.of(self._resource, texts)
+            found = self._values.texts(positions)
+            if len(rows) == self._count:
+                return Labels.encode(found).to_arrow()
+            return Labels.of(self._resource, texts).overlaid(rows, found).to_arrow()
+        rows, free = np.flatnonzero(given.codes >= 0), given.codes < 0
+        base = Labels.of(self._resource, texts).overlaid(rows, given.dictionary.take(pa.array(given.codes[rows])))
         return self._overlaid(column, base, free).to_arrow()
 
     def operation(self, names: Labels, component: npt.NDArray[np.uint8]) -> pa.DictionaryArray:
@@ -117,14 +124,19 @@ class Promotion:
         return position
 
     def _overlaid(self, column: str, base: Labels, free: Mask | None) -> Labels:
-        rows, positions = self._winners(column, self._as_tenant if column == "tenant" else self._as_text, free)
+        rows, positions = self._text_winners(column, free)
         return base.overlaid(rows, self._values.texts(positions)) if rows.size else base
+
+    def _text_winners(self, column: str, free: Mask | None = None) -> tuple[Positions, Positions]:
+        return self._winners(column, self._as_tenant if column == "tenant" else self._as_text, free)
 
     def _winners(self, column: str, convert: Convert, free: Mask | None = None) -> tuple[Positions, Positions]:
         """Spans whose own attributes fill the column, and the positions of these. They count as moved."""
         candidates = self._present(column)
         if not candidates:
             return _NONE, _NONE
+        if len(candidates) == 1 and free is None:
+            return self._only_winners(column, candidates[0], convert)
         best = np.full(self._count, -1, np.int32)
         rank = np.zeros(self._count, np.int32)
         for candidate in reversed(candidates):
@@ -136,11 +148,22 @@ class Promotion:
         self._moved.append(best[rows])
         return rows, best[rows]
 
+    def _only_winners(self, column: str, candidate: Candidate, convert: Convert) -> tuple[Positions, Positions]:
+        located = self._by_key[candidate.key]
+        rows = np.flatnonzero(located >= 0)
+        best = located if len(rows) == self._count else located[rows]
+        before = self._before_resource(column, candidate.rank)
+        good = convert(best)[0] & (before[rows] if isinstance(before, np.ndarray) else before)
+        if not good.all():
+            rows, best = rows[good], best[good]
+        self._moved.append(best)
+        return rows, best
+
     def _present(self, column: str) -> list[Candidate]:
         """Candidates that occur on any span."""
         return [c for c in self._mapping.candidates[column] if c.on_span and c.key in self._by_key]
 
-    def _before_resource(self, column: str, rank: Int32s) -> Mask | np.bool_:
+    def _before_resource(self, column: str, rank: Int32s | int) -> Mask | np.bool_:
         """Where a span's candidate of this rank comes before what its resource gives."""
         last = len(self._mapping.candidates[column])
         ranks = [resource.columns.get(column, (last, None))[0] for resource in self._resources]
@@ -201,14 +224,16 @@ class Promotion:
         from_resource = any(column in resource.columns for resource in self._resources)
         if not rows.size and not from_resource:
             return pa.nulls(self._count, arrow_type)
-        dtype = arrow_type.to_pandas_dtype()
+        dtype = _DTYPES[arrow_type]
         values, known = np.zeros(self._count, dtype), np.zeros(self._count, np.bool_)
         if from_resource:
             given = [resource.columns.get(column, (0, 0))[1] for resource in self._resources]
             values = np.array(given, dtype)[self._resource]
             known = np.array([column in resource.columns for resource in self._resources])[self._resource]
         values[rows], known[rows] = convert(positions)[1], True
-        return pa.array(values, arrow_type, mask=~known)
+        bits = np.packbits(values, bitorder="little") if dtype is np.bool_ else values
+        buffers = [pa.py_buffer(np.packbits(known, bitorder="little")), pa.py_buffer(bits)]
+        return pa.Array.from_buffers(arrow_type, self._count, buffers)
 
     def component(self, kinds: npt.NDArray[np.int32]) -> npt.NDArray[np.uint8]:
         """By span: index into semantics.COMPONENTS."""

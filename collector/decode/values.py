@@ -100,7 +100,7 @@ def decode_values(source: KeyValues) -> Values:
             recognised += which.size
             rest.append(decode(built, source, which))
     if recognised < len(tag):
-        rest.append(np.flatnonzero(~np.isin(tag, list(_BY_TAG)) & (size > 0)))
+        rest.append(np.flatnonzero(_IS_RARE[tag] & (size > 0)))
     remaining = np.concatenate(rest) if rest else built.text_index
     if remaining.size:
         _others(built, source, remaining)
@@ -184,6 +184,7 @@ def _doubles(built: _Builder, source: KeyValues, which: Positions) -> Positions:
 
 
 _BY_TAG = {_STRING: _strings, _BOOL: _bools, _INT: _ints, _DOUBLE: _doubles}
+_IS_RARE = np.array([tag not in _BY_TAG for tag in range(256)])
 
 
 def _number_texts(numbers: npt.NDArray[Any]) -> pa.StringArray:
@@ -198,10 +199,10 @@ def _number_texts(numbers: npt.NDArray[Any]) -> pa.StringArray:
 
 def _others(built: _Builder, source: KeyValues, which: Positions) -> None:
     """Rare shapes (nested values, bytes, unusual encodings), each distinct one once, in Python."""
-    raw = source.data.tobytes()
+    raw = memoryview(source.buffer)
     bounds = zip(source.start[which].tolist(), source.end[which].tolist(), strict=True)
     slots: dict[bytes, int] = {}
-    slot = np.array([slots.setdefault(raw[start:end], len(slots)) for start, end in bounds], np.int32)
+    slot = np.array([slots.setdefault(bytes(raw[start:end]), len(slots)) for start, end in bounds], np.int32)
     budget = Budget()
     found: list[Value] = [parse_value(key, budget) for key in slots]
     first = built.add(pa.array([value.text for value in found], pa.string()))
