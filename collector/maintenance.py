@@ -25,6 +25,11 @@ _MERGED_BYTES_MIN = 64 * 2**20
 """Less than both waits for one round: to start a process takes as much CPU as to merge some 200,000 spans."""
 
 
+def is_much(due: maintain.Due) -> bool:
+    """Whether files are worth a process of their own at once. Pure."""
+    return due.files >= _MERGED_FILES_MIN or due.bytes >= _MERGED_BYTES_MIN
+
+
 class Maintenance:
     """Looks for small files to merge once an interval, and for files to remove and to clean up now and then."""
 
@@ -92,8 +97,7 @@ class Maintenance:
     def _is_to_merge(self) -> bool:
         """Whether files are to be merged now; what is little waits for the next round, once."""
         due = maintain.due(self._lake, "spans")
-        is_much = due.files >= _MERGED_FILES_MIN or due.bytes >= _MERGED_BYTES_MIN
-        self._is_waiting = due.files > 0 and not is_much and not self._is_waiting
+        self._is_waiting = due.files > 0 and not is_much(due) and not self._is_waiting
         return due.files > 0 and not self._is_waiting
 
     def _has_too_old(self) -> bool:
