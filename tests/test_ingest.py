@@ -230,7 +230,7 @@ def test_what_does_not_fit_in_memory_is_read_back_from_the_spool(tmp_path: Path)
 
 
 @pytest.mark.parametrize("when", ["before", "after"])
-@pytest.mark.parametrize("step", STEPS)
+@pytest.mark.parametrize("step", [step for step in STEPS if step != "commit_rows"])  # not the first seal
 def test_a_step_that_fails_loses_and_doubles_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str, when: str
 ) -> None:
