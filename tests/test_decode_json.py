@@ -140,22 +140,58 @@ _ITEMS = st.one_of(
 )  # fmt: skip
 
 
-def _span_of(items: list[Any]) -> bytes | str:
-    document = {"resourceSpans": [{"scopeSpans": [{"spans": [{"attributes": items, "droppedAttributesCount": 3}]}]}]}
+def _converted(span: dict[str, Any]) -> ExportTraceServiceRequest | str:
+    document = {"resourceSpans": [{"scopeSpans": [{"spans": [span]}]}]}
     try:
-        return to_protobuf(json.dumps(document, allow_nan=False).encode())
+        payload = to_protobuf(json.dumps(document, allow_nan=False).encode())
+        message: ExportTraceServiceRequest = ExportTraceServiceRequest.FromString(payload)
+        return message
     except ValueError:
         return "not JSON"
     except InvalidRequestError as error:
         return str(error)
 
 
+def _converted_by_messages(span: dict[str, Any]) -> ExportTraceServiceRequest | str:
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("plain_attributes", "plain_span"):
+            patch.setattr(conversion, name, lambda *_: None)
+        return _converted(span)
+
+
 @given(st.lists(_ITEMS, max_size=4))
 def test_plain_attributes_are_converted_as_any(items: list[Any]) -> None:
-    plain = _span_of(items)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(conversion, "plain_attributes", lambda *_: None)
-        assert plain == _span_of(items)
+    span = {"attributes": items, "droppedAttributesCount": 3}
+    assert _converted(span) == _converted_by_messages(span)
+
+
+_IDS = st.one_of(
+    st.binary(min_size=16, max_size=16).map(bytes.hex),
+    st.binary(min_size=8, max_size=8).map(lambda raw: raw.hex().upper()),
+    st.text("0a ", min_size=16, max_size=16),
+    _CONTENTS,
+)
+_NUMBERS = st.integers(0, 2**64).map(str) | st.integers(0, 200) | _CONTENTS
+_STATUSES = st.dictionaries(st.sampled_from(["code", "message", "other"]), _NUMBERS)
+_FIELDS = {
+    **dict.fromkeys(("traceId", "spanId", "parentSpanId"), _IDS),
+    **dict.fromkeys(("startTimeUnixNano", "endTimeUnixNano", "kind", "flags", "droppedAttributesCount"), _NUMBERS),
+    **dict.fromkeys(("droppedEventsCount", "droppedLinksCount"), _NUMBERS),
+    **dict.fromkeys(("name", "traceState", "unknown"), _CONTENTS),
+    **dict.fromkeys(("events", "links"), st.just([]) | _CONTENTS),
+    "attributes": st.lists(_ITEMS, max_size=1) | _CONTENTS,
+    "status": _STATUSES | _CONTENTS,
+}
+
+
+@given(
+    st.lists(st.sampled_from(sorted(_FIELDS)), max_size=3, unique=True).flatmap(
+        lambda keys: st.fixed_dictionaries({key: _FIELDS[key] for key in keys})
+    )
+)
+@settings(max_examples=300, deadline=None)
+def test_plain_spans_are_converted_as_any(span: dict[str, Any]) -> None:
+    assert _converted(span) == _converted_by_messages(span)
 
 
 @settings(max_examples=200, deadline=None)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pyarrow as pa
 from hypothesis import given
 from hypothesis import strategies as st
 
 from collector.config import LimitsConfig, MappingConfig
 from collector.decode.decoder import Decoder
-from collector.lake.order import by_tenant_and_time
+from collector.lake.order import ascending, by_tenant_and_time
 from collector.pipeline import TraceRequest
 from sample_data.emit_files import requests
 
@@ -43,3 +44,14 @@ def test_whole_spans_move_together() -> None:
     keys = list(zip(ordered["tenant"].to_pylist(), ordered["start_time"].to_pylist(), strict=True))
     assert keys == sorted(keys)
     assert len({tenant for tenant, _ in keys}) > 1
+
+
+@given(
+    st.sampled_from([3, 2**30, 2**61, 2**63 - 1]).flatmap(
+        lambda most: st.lists(st.tuples(st.integers(0, 5), st.integers(0, most)), min_size=1, max_size=40)
+    )
+)
+def test_positions_are_ordered_whatever_the_times(rows: list[tuple[int, int]]) -> None:
+    rank, time_ns = np.array([row[0] for row in rows], np.int32), np.array([row[1] for row in rows], np.int64)
+    expected = sorted(range(len(rows)), key=lambda position: rows[position])
+    assert ascending(rank, time_ns).tolist() == expected

@@ -59,8 +59,8 @@ class Attributes:
         """ATTRIBUTES of every owner. Raises InvalidRequestError."""
         kept = np.flatnonzero(self.keep)
         bounds = np.zeros(self.owner_count + 1, np.int32)
-        np.cumsum(np.bincount(self.owner[kept], minlength=self.owner_count), out=bounds[1:])
-        keys = self.names.take(pa.array(self.code[kept]))
+        np.cumsum(np.bincount(self.owner.take(kept), minlength=self.owner_count), out=bounds[1:])
+        keys = self.names.take(pa.array(self.code.take(kept)))
         return pa.MapArray.from_arrays(pa.array(bounds), keys, self.values.texts(kept), type=ATTRIBUTES)
 
     def with_extras(self, extras: list[Extra]) -> Attributes:

@@ -14,10 +14,11 @@ from collections.abc import Callable
 from typing import Any
 
 import orjson
-from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+from opentelemetry.proto.trace.v1.trace_pb2 import ResourceSpans, ScopeSpans, Span
 
 from collector.decode.anyvalue import CUT, DEPTH_MAX
 from collector.decode.json_attributes import plain_attributes
+from collector.decode.json_spans import delimited, plain_span
 from collector.errors import InvalidRequestError
 
 Object = dict[str, Any]
@@ -57,26 +58,35 @@ def to_protobuf(body: bytes) -> bytes:
         parsed = orjson.loads(body)
     except orjson.JSONDecodeError as error:
         raise InvalidRequestError(f"not JSON: {error}; send an OTLP/JSON ExportTraceServiceRequest") from error
-    message = ExportTraceServiceRequest()
     try:
-        _each(_object(parsed), "resourceSpans", lambda item: _resource_spans(message.resource_spans.add(), item))
+        return b"".join(delimited(b"\x0a", _all(_object(parsed), "resourceSpans", _resource_spans)))
     except _Wrong as error:
         path = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in reversed(error.path))
         raise InvalidRequestError(f"not OTLP/JSON: ${path}: {error}") from error
-    serialized: bytes = message.SerializeToString()
-    return serialized
 
 
-def _resource_spans(target: Any, source: Object) -> None:
-    target.schema_url = _get(source, "schemaUrl", _text, "")
+def _resource_spans(source: Object) -> bytes:
+    target = ResourceSpans(schema_url=_get(source, "schemaUrl", _text, ""))
     _get(source, "resource", lambda value: _with_attributes(target.resource, _object(value)), None)
-    _each(source, "scopeSpans", lambda item: _scope_spans(target.scope_spans.add(), item))
+    scopes = _all(source, "scopeSpans", _scope_spans)
+    return b"".join((target.SerializeToString(), *delimited(b"\x12", scopes)))
 
 
-def _scope_spans(target: Any, source: Object) -> None:
-    target.schema_url = _get(source, "schemaUrl", _text, "")
+def _scope_spans(source: Object) -> bytes:
+    target = ScopeSpans(schema_url=_get(source, "schemaUrl", _text, ""))
     _get(source, "scope", lambda value: _scope(target.scope, _object(value)), None)
-    _each(source, "spans", lambda item: _span(target.spans.add(), item))
+    spans = _all(source, "spans", _any_span)
+    return b"".join((target.SerializeToString(), *delimited(b"\x12", spans)))
+
+
+def _any_span(source: Object) -> bytes:
+    plain = plain_span(source)
+    if plain is not None:
+        return plain
+    target = Span()
+    _span(target, source)
+    serialized: bytes = target.SerializeToString()
+    return serialized
 
 
 def _scope(target: Any, source: Object) -> None:
@@ -186,6 +196,12 @@ def _fill(target: Any, source: Object, fields: _Fields) -> None:
             except _Wrong as error:
                 error.path.append(key)
                 raise
+
+
+def _all(source: Object, key: str, make: Callable[[Object], bytes]) -> list[bytes]:
+    made: list[bytes] = []
+    _each(source, key, lambda item: made.append(make(item)))
+    return made
 
 
 def _each(source: Object, key: str, take: Callable[[Object], None]) -> None:

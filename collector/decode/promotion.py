@@ -151,7 +151,7 @@ class Promotion:
     def _only_winners(self, column: str, candidate: Candidate, convert: Convert) -> tuple[Positions, Positions]:
         located = self._by_key[candidate.key]
         rows = np.flatnonzero(located >= 0)
-        best = located if len(rows) == self._count else located[rows]
+        best = located if len(rows) == self._count else located.take(rows)
         before = self._before_resource(column, candidate.rank)
         good = convert(best)[0] & (before[rows] if isinstance(before, np.ndarray) else before)
         if not good.all():
@@ -172,7 +172,7 @@ class Promotion:
         return rank <= np.array(ranks, np.int32)[self._resource]
 
     def _as_text(self, at: Positions) -> tuple[Mask, npt.NDArray[Any]]:
-        return self._values.kind[at] <= Kind.INT, at
+        return self._values.kind.take(at) <= Kind.INT, at
 
     def _as_tenant(self, at: Positions) -> tuple[Mask, npt.NDArray[Any]]:
         good = self._as_text(at)[0]
@@ -184,7 +184,7 @@ class Promotion:
         return good, at
 
     def _as_hit(self, at: Positions) -> tuple[Mask, npt.NDArray[Any]]:
-        kind, number = self._values.kind[at], self._values.integer[at]
+        kind, number = self._values.kind.take(at), self._values.integer.take(at)
         good = ((kind == Kind.BOOL) | (kind == Kind.INT)) & (number >= 0) & (number <= 1)
         hit = number == 1
         strings = np.flatnonzero(kind == Kind.STRING)
@@ -198,7 +198,7 @@ class Promotion:
         low, high = semantics.INTEGER_RANGES[column]
 
         def convert(at: Positions) -> tuple[Mask, npt.NDArray[Any]]:
-            kind, number = self._values.kind[at], self._values.integer[at]
+            kind, number = self._values.kind.take(at), self._values.integer.take(at)
             good = kind == Kind.INT
             strings = np.flatnonzero(kind == Kind.STRING)
             if strings.size:

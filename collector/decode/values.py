@@ -40,11 +40,13 @@ class Values:
 
     def texts(self, positions: npt.NDArray[Any]) -> pa.StringArray:
         """Texts at these positions. Raises InvalidRequestError where one is not UTF-8."""
-        return checked(self.pool.take(pa.array(self.text_index[positions])))
+        return checked(self.pool.take(pa.array(self.text_index.take(positions))))
 
     def chosen(self, positions: npt.NDArray[Any]) -> Values:
         """The values at these positions."""
-        return Values(self.kind[positions], self.integer[positions], self.text_index[positions], self.pool)
+        return Values(
+            self.kind.take(positions), self.integer.take(positions), self.text_index.take(positions), self.pool
+        )
 
     def replaced(self, positions: npt.NDArray[Any], texts: pa.StringArray) -> Values:
         """The values with other texts at these positions."""
@@ -108,7 +110,7 @@ def decode_values(source: KeyValues) -> Values:
 
 
 def _strings(built: _Builder, source: KeyValues, which: Positions) -> Positions:
-    start, end = source.start[which], source.end[which]
+    start, end = source.start.take(which), source.end.take(which)
     content, plain = strip_string_header(source.data, start, end)
     rest = which[:0]
     if not plain.all():
@@ -128,9 +130,9 @@ def _every_other(first: int, count: int) -> Int32s:
 
 
 def _bools(built: _Builder, source: KeyValues, which: Positions) -> Positions:
-    start = source.start[which]
+    start = source.start.take(which)
     flag = np.take(source.data, start + 1, mode="clip")
-    plain = (source.end[which] - start == 2) & (flag <= 1)
+    plain = (source.end.take(which) - start == 2) & (flag <= 1)
     good = which[plain]
     built.kind[good] = Kind.BOOL
     built.integer[good] = flag[plain]
@@ -140,8 +142,8 @@ def _bools(built: _Builder, source: KeyValues, which: Positions) -> Positions:
 
 
 def _ints(built: _Builder, source: KeyValues, which: Positions) -> Positions:
-    start = source.start[which] + 1
-    number, plain = _varints(source.data, start, source.end[which] - start)
+    start = source.start.take(which) + 1
+    number, plain = _varints(source.data, start, source.end.take(which) - start)
     rest = which[:0]
     if not plain.all():
         rest, which, number = which[~plain], which[plain], number[plain]
@@ -168,8 +170,8 @@ def _varints(data: Bytes, start: Int32s, size: Int32s) -> tuple[npt.NDArray[np.i
 
 
 def _doubles(built: _Builder, source: KeyValues, which: Positions) -> Positions:
-    start = source.start[which]
-    plain = source.end[which] - start == 9
+    start = source.start.take(which)
+    plain = source.end.take(which) - start == 9
     good, start = which[plain], start[plain]
     if good.size:
         raw = np.take(source.data, start[:, None] + np.arange(1, 9, dtype=np.int32), mode="clip")

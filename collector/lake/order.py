@@ -7,6 +7,7 @@ segments as they are, so a merged file is a few sorted runs.
 from __future__ import annotations
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
 
@@ -24,9 +25,33 @@ def by_tenant_and_time(spans: pa.Table) -> pa.Table:
     rank = np.empty(len(names), np.int32)
     rank[sorted(range(len(names)), key=names.__getitem__)] = np.arange(len(names), dtype=np.int32)
     started_ns = _whole(spans.column("start_time")).cast(pa.int64()).to_numpy()
-    order = pa.array(np.lexsort((started_ns, rank[tenants.indices.to_numpy()])))
+    order = pa.array(ascending(rank[tenants.indices.to_numpy()], started_ns))
     del spans
-    return pa.table([_whole(columns.pop()).take(order) for _ in schema], schema=schema)
+    return pa.table([_taken(_whole(columns.pop()), order) for _ in schema], schema=schema)
+
+
+def ascending(rank: npt.NDArray[np.int32], time_ns: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """Positions by rank, then time, then position; neither rank nor time is negative, and there is at least one.
+
+    Where all three fit into 63 bits, as they do but for times days apart, they are sorted as one number: in a fifth of
+    the time of numpy's `lexsort`.
+    """
+    since_ns = time_ns - time_ns.min()
+    _, time_bits, position_bits = bits = [int(most).bit_length() for most in (rank.max(), since_ns.max(), len(rank))]
+    if sum(bits) > 63:
+        return np.lexsort((time_ns, rank))
+    key = rank.astype(np.int64) << time_bits
+    key = (key | since_ns) << position_bits
+    key |= np.arange(len(key))
+    key.sort()
+    return key & (1 << position_bits) - 1
+
+
+def _taken(column: pa.Array, order: pa.Array) -> pa.Array:
+    """`column.take(order)`; of a column that is the same everywhere, the column itself."""
+    is_null = column.null_count == len(column)
+    is_one_text = pa.types.is_dictionary(column.type) and len(column.dictionary) == 1 and not column.null_count
+    return column if is_null or is_one_text else column.take(order)
 
 
 def _whole(column: pa.ChunkedArray) -> pa.Array:
