@@ -4,10 +4,10 @@ a selection of millions of spans.
     POLARS_MAX_THREADS=1 python -m benchmarks.insights [--per-second 1000] [--hours 26] [--spans 5000000]
 
 The lake is that of `benchmarks.insight_lake`. A run: as of the job's first minute, reading `insight.history_minutes` of
-the rollups and judging them. An increment: reading the newest minutes again, joining them, and judging. In a process of
-its own, for the peak of resident memory; CPU of all its threads. Looking back: as `spanlake insights --window` does,
-over all hours but the first two, in another process. Explain: the slowest in a hundred of so many raw spans, as
-`spanlake explain` asks it.
+the rollups and judging them. Increments: reading one minute more, and judging, several times; then as many minutes at
+once as are read again where all of them got late spans. In a process of its own, for the peak of resident memory up to
+then; CPU of all its threads. Looking back: as `spanlake insights --window` does, over all hours but the first two, in
+another process. Explain: the slowest in a hundred of so many raw spans, as `spanlake explain` asks it.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from analytics import jobs
 from analytics.insight.engine import findings
 from analytics.insight.evidence import Evidence
 from analytics.insight.explaining import explain
-from analytics.insight.loading import load
+from analytics.insight.going_on import REREAD_MINUTES, Ongoing
 from analytics.insight.looking_back import look_back
 from analytics.window import MINUTE, Window
 from benchmarks import insight_lake
@@ -40,31 +40,36 @@ from collector.lake.location import Location
 from collector.lake.sandbox import open_sandbox
 from collector.lake.segments import write_segment
 
-REREAD = 4 * MINUTE
+INCREMENTS = 5
 RECENT = timedelta(minutes=15)
 HISTORY_HOURS = 2
 Result = TypeVar("Result")
 
 
 def measure(folder: Path) -> dict[str, object]:
-    """A run and an increment on the lake in a folder; in this process."""
+    """A run and increments on the lake in a folder; in this process."""
     config = InsightConfig()
-    start = END - config.history_minutes * MINUTE
+    ongoing = Ongoing(config.history_minutes)
     with Lake(Location(folder), read_only=False) as lake:
-        before = END - MINUTE
-        known, reading = timed(lambda: _load(lake, start - MINUTE, before))
-        found, judging = timed(lambda: findings(known, before, RECENT, config))
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        kept = known.between(start, END - REREAD)
-        joined, joining = timed(lambda: Evidence.concat([kept, _load(lake, END - REREAD, END)]))
-        _, again = timed(lambda: findings(joined, END, RECENT, config))
-    grains = {name: getattr(known, name) for name in ("base", "host", "version", "destination", "error")}
+
+        def look(until: datetime) -> dict[str, object]:
+            with lake.read() as reader:
+                known, reading = timed(lambda: ongoing.until(reader, until))
+            found, judging = timed(lambda: findings(known, until, RECENT, config))
+            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+            return {"findings": len(found), "reading": reading, "judging": judging, "peak_mib": peak, **_sizes(known)}
+
+        run = look(END - (REREAD_MINUTES + 1 + INCREMENTS) * MINUTE)
+        increments = [look(END - (REREAD_MINUTES + step) * MINUTE) for step in range(INCREMENTS, 0, -1)]
+        return {"run": run, "increments": increments, f"increment_of_{REREAD_MINUTES + 1}_minutes": look(END)}
+
+
+def _sizes(evidence: Evidence) -> dict[str, object]:
+    grains = {name: getattr(evidence, name) for name in ("base", "host", "version", "destination", "error")}
     return {
         "rows": {name: one.rows.height for name, one in grains.items()},
         "series": {name: one.keys.height for name, one in grains.items()},
         "cells": {name: one.cells.height for name, one in grains.items()},
-        "run": {"findings": len(found), "reading": reading, "judging": judging, "peak_mib": peak / 1024},
-        "increment": {"reading": joining, "judging": again},
     }
 
 
@@ -75,11 +80,6 @@ def looking_back(folder: Path, hours: float) -> dict[str, object]:
         found, took = timed(lambda: look_back(lake, window, InsightConfig()))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return {"look_back": {"hours": hours, "findings": len(found), **took, "peak_mib": peak / 1024}}
-
-
-def _load(lake: Lake, start: datetime, end: datetime) -> Evidence:
-    with lake.read() as reader:
-        return load(reader, start, end)
 
 
 def timed(work: Callable[[], Result]) -> tuple[Result, dict[str, float]]:

@@ -10,8 +10,9 @@ import polars as pl
 import pytest
 
 from analytics.insight import topics
-from analytics.insight.evidence import BASE, COUNTS, Evidence
+from analytics.insight.evidence import Evidence
 from analytics.insight.finding import Finding
+from analytics.insight.grains import BASE, COUNTS
 from analytics.insight.scene import Scene
 from analytics.insight.shares import clear
 from analytics.insight.traced import DELIVERIES_SCHEMA, DELIVERY_CELLS_SCHEMA

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from analytics.buckets import LOG_GAMMA
 from analytics.insight import headroom
-from analytics.insight.evidence import BUCKETS_PER_CELL, COUNTS, Evidence
+from analytics.insight.evidence import Evidence
+from analytics.insight.grains import BUCKETS_PER_CELL, COUNTS
 from analytics.insight.scene import Scene
 from collector.config import InsightConfig
 from tests.reference.grains import grain_of

@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Iterator
+from dataclasses import asdict, fields
 from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,6 +25,7 @@ from analytics.insight.engine import findings
 from analytics.insight.evidence import Evidence, of_spans
 from analytics.insight.explaining import explain
 from analytics.insight.finding import Confidence, Effect, Finding, Kind, Place, Severity, State
+from analytics.insight.going_on import Ongoing
 from analytics.insight.job import GRACE, InsightJob
 from analytics.insight.loading import load, newest
 from analytics.window import MINUTE, Window
@@ -143,6 +146,63 @@ def test_findings_do_not_depend_on_how_many_rows_are_read_at_once(lake: Lake, mo
             (one.kind, one.place, one.tenants, one.sentence) for one in expected
         ]
         assert {one.confidence.unknown_weight_share for one in found} == {1.0}, "none has a weight"
+
+
+def test_what_goes_on_says_what_all_that_is_read_at_once_says(tmp_path: Path) -> None:
+    config, history = Config(storage=StorageConfig(data=str(tmp_path / "data"))), 36
+    location = locate(config.storage)
+    location.prepare()
+    spans = slow_in_the_north().with_columns(kind=pl.Series(["server", "client"] * (MINUTES * 30 * PER_SECOND)))
+    rng = np.random.default_rng(2)
+    late = np.where(rng.random(spans.height) < 0.05, rng.integers(1, 4, spans.height), 0)
+    minute = (spans["start_time"].dt.epoch("s") // 60 - int(NOON.timestamp()) // 60).to_numpy()
+    # Hosts and tenants come and go.
+    spans = spans.with_columns(
+        host=pl.when(pl.Series(minute) > BEGIN).then(pl.lit("new-") + pl.col("host")).otherwise("host")
+    )
+    came, settings, number = minute + late * (minute != BEGIN - 3), InsightConfig(history_minutes=history), 0
+    with Lake(location, read_only=False) as opened:
+        jobs.prepare(opened, config)
+        ongoing, kinds = Ongoing(history), set()
+        for end in (BEGIN - 4, *range(BEGIN - 2, BEGIN + 2), BEGIN + 4, BEGIN + 5):
+            new = spans.filter(pl.Series((came >= number) & (came < end)))
+            path = write_segment(stored(new), opened.location.files / "main" / "spans")
+            with opened.write() as transaction:
+                transaction.add_files("spans", [path])
+            jobs.run_once(opened, config)
+            until, number = NOON + end * MINUTE, end
+            with opened.read() as reader:
+                one, other = ongoing.until(reader, until), load(reader, until - history * MINUTE, until)
+            assert told(one) == told(other)
+            found, expected = (findings(known, until, 15 * MINUTE, settings) for known in (one, other))
+            assert [exact(asdict(finding)) for finding in found] == [exact(asdict(finding)) for finding in expected]
+            kinds |= {finding.kind for finding in found}
+    assert kinds, "something was found"
+
+
+def told(evidence: Evidence) -> dict[str, list[tuple[Any, ...]]]:
+    """All rows of evidence, whatever their order and numbers are."""
+    frames = {}
+    for field in fields(Evidence):
+        value = getattr(evidence, field.name)
+        if isinstance(value, pl.DataFrame):
+            frames[field.name] = value
+        else:
+            keys = value.keys.with_row_index("series")
+            for name, frame in (("rows", value.rows), ("cells", value.cells)):
+                by = ["minute", *value.dimensions, *(["cell"] if name == "cells" else [])]
+                summed = frame.join(keys, on="series", nulls_equal=True).drop("series").group_by(by).sum()
+                frames[f"{field.name} {name}"] = summed
+    return {name: sorted(frame.rows(), key=str) for name, frame in frames.items()}
+
+
+def exact(value: Any) -> Any:
+    """The same with floats to 9 digits: sums of the same in another order."""
+    if isinstance(value, float):
+        return float(f"{value:.9g}")
+    if isinstance(value, dict):
+        return {key: exact(one) for key, one in value.items()}
+    return [exact(one) for one in value] if isinstance(value, list | tuple) else value
 
 
 def test_the_job_judges_each_minute_once(lake: Lake) -> None:

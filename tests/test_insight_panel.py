@@ -14,10 +14,13 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from analytics.insight import panel as panels
-from analytics.insight.evidence import BASE, CELLS_SCHEMA, Grain, of_spans, rows_schema
-from analytics.insight.measures import Span, summed, summed_each
+from analytics.insight.baselines import Least, may_stand_out, rates, scan
+from analytics.insight.evidence import of_spans
+from analytics.insight.grains import BASE, CELLS_SCHEMA, Grain, rows_schema
+from analytics.insight.measures import Span, summed
 from analytics.insight.panel import Panel
 from analytics.insight.scene import STRATA
+from analytics.insight.slices import totals
 from analytics.insight.trends import concordance
 
 NOON = datetime(2026, 3, 2, 12)
@@ -47,6 +50,10 @@ def panel() -> Panel:
     return Panel.of(of_spans(spans()).base, Span.until(NOON + timedelta(minutes=MINUTES), MINUTES, 15))
 
 
+def small_panel() -> Panel:
+    return Panel.of(of_spans(spans(400)).base, Span.until(NOON + timedelta(minutes=MINUTES), MINUTES, 15))
+
+
 @pytest.mark.parametrize("block", [700, 1_000_000])
 def test_a_coarse_panel_tells_of_its_groups_what_the_fine_one_tells(
     panel: Panel, block: int, monkeypatch: pytest.MonkeyPatch
@@ -59,28 +66,69 @@ def test_a_coarse_panel_tells_of_its_groups_what_the_fine_one_tells(
     thresholds = panel.thresholds(of, keys.height)
     assert np.array_equal(coarse.thresholds(np.arange(keys.height), keys.height), thresholds)
     assert np.array_equal(coarse.beyond(thresholds[0]), summed(panel.beyond(thresholds[0][of]), of, keys.height))
+    assert panel.source is not None
+    means = panel.mean_cell(STRATA["base"], ("server",))
+    serving = (keys["kind"] == "server").to_numpy()
+    assert np.isfinite(means[serving]).all()
+    assert np.isnan(means[~serving]).all()
     for name in ("count", "errors"):
         assert np.array_equal(coarse.counts[name], summed(panel.counts[name], of, keys.height))
     every = np.zeros(keys.height, dtype=np.intp)
     assert np.array_equal(coarse.minute_spreads(every, 1), panel.minute_spreads(every[of], 1))
 
 
-def test_cells_of_so_many_groups_that_most_are_empty_are_summed_up_too(panel: Panel) -> None:
-    each = np.arange(panel.size) * 1000
-    found = panel.cells.summed(each, panel.size * 1000)
-    assert found.frame["spans"].sum() == panel.cells.frame["spans"].sum()
-    assert found.frame["minute"].is_sorted()
-    series = found.frame["series"].unique().sort()
-    assert series.to_list() == each.tolist()
+def test_numbers_are_summed_up_however_far_apart_they_are() -> None:
+    values = np.array([3, 1, 2, 5])
+    for far in (1, 1000):
+        at, total = totals(np.array([4, 0, 4, 2]) * far, values)
+        assert at.tolist() == [0, 2 * far, 4 * far]
+        assert total.tolist() == [1, 5, 5]
 
 
-def test_what_lies_beyond_several_limits_is_counted_in_one_pass(panel: Panel) -> None:
+def test_what_lies_beyond_limits_is_counted_anew_where_they_change(panel: Panel) -> None:
     keys, of = panel.groups(STRATA["base"])
-    limits = [cells[of] for cells in panel.thresholds(of, keys.height)]
-    slow, very_slow = panel.beyond_each(limits)
-    assert np.array_equal(slow, panel.beyond(limits[0]))
-    assert np.array_equal(very_slow, panel.beyond(limits[1]))
-    assert 0 < very_slow.sum() < slow.sum()
+    limits = panel.thresholds(np.asarray(of), keys.height)
+    for moved in (np.zeros(keys.height), np.arange(keys.height) % 2, np.arange(keys.height) % 3 - 1):
+        both = limits + moved
+        for tally, cells in zip(panel.beyond_strata(STRATA["base"], both), both, strict=True):
+            expected = panel.beyond(cells[of])
+            assert np.array_equal(tally.array, expected)
+            assert np.array_equal(tally.by_names(STRATA["base"]), summed(expected, of, keys.height))
+            assert np.array_equal(tally.last(7).array, expected[:, -7:])
+
+
+@given(st.integers(0, 2**32))
+def test_tallies_say_what_arrays_say(seed: int) -> None:
+    panel = small_panel()
+    rng = np.random.default_rng(seed)
+    groups, weights = rng.integers(-1, 3, panel.size), rng.random(panel.size)
+    which = rng.random(panel.size) < 0.5
+    tally, array = panel.tally("count", "errors"), panel.counts["count"] + panel.counts["errors"]
+    assert np.array_equal(tally.array, array)
+    assert np.array_equal(tally.rows(which), array[which])
+    plain, weighted = tally.by(groups, 3, (weights,))
+    assert np.array_equal(plain, summed(array, groups, 3))
+    assert np.allclose(weighted, summed(array * weights[:, None], groups, 3))
+    assert np.array_equal(tally.only(which).array, array * which[:, None])
+    out = rng.random((3, panel.span.count)) < 0.3
+    strata = np.maximum(groups, 0)
+    for minutes in (20, 12, 30, 3):
+        assert np.array_equal(tally.total(minutes, out, strata), (array * ~out[strata])[:, :minutes].sum(1))
+
+
+@given(st.integers(0, 2**32), st.sampled_from([1, -1]))
+def test_nothing_stands_out_that_the_last_minutes_do_not_show(seed: int, sign: int) -> None:
+    rng = np.random.default_rng(seed)
+    span = Span.until(NOON, 60, 15)
+    trials = rng.integers(0, 200, (40, 60)).astype(np.float32)
+    rate = np.where(np.arange(60) >= 60 - rng.integers(0, 15, 40)[:, None], 0.1 * rng.random((40, 1)) * 8, 0.1)
+    measure = rates(rng.poisson(trials * rate).astype(np.float32), trials, np.zeros(40, dtype=np.intp), 1, span)
+    least = Least(60, 1.5, 6.0)
+    scanned = scan(measure, span, sign)
+    ratio = scanned.ratio if sign > 0 else 1 / scanned.ratio
+    stands_out = (scanned.z >= 6) & (scanned.trials >= 60) & (ratio >= 1.5)
+    stands_out &= np.abs(scanned.observed - scanned.expected) >= least.events
+    assert not (stands_out & ~may_stand_out(measure, sign, least)).any()
 
 
 @given(st.lists(st.integers(-1, 4), min_size=1, max_size=30), st.integers(0, 2**32))
@@ -89,11 +137,6 @@ def test_sums_of_groups_are_those_of_their_rows(groups: list[int], seed: int) ->
     of, array = np.array(groups, dtype=np.intp), rng.integers(0, 9, (len(groups), 3)).astype(np.float32)
     expected = np.stack([array[of == group].sum(0) for group in range(5)])
     assert np.array_equal(summed(array, of, 5), expected)
-    inside, weights = of >= 0, rng.integers(0, 5, (2, len(groups))).astype(float)
-    found = summed_each(array[inside], of[inside], 5, [weight[inside] for weight in weights])
-    for weight, sums in zip(weights, found, strict=True):
-        weighted = array * weight[:, None]
-        assert np.array_equal(sums, np.stack([weighted[of == group].sum(0) for group in range(5)]))
 
 
 @given(st.lists(st.integers(0, 9), min_size=3, max_size=40).filter(lambda values: len(set(values)) > 1))

@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 
 from analytics.insight import blast, reach
 from analytics.insight.engine import findings
-from analytics.insight.evidence import COUNTS, Evidence
+from analytics.insight.evidence import Evidence
 from analytics.insight.finding import Confidence, Effect, Finding, Place
+from analytics.insight.grains import COUNTS
 from analytics.insight.scene import Scene
 from collector.config import InsightConfig
 from tests.reference.grains import grain_of

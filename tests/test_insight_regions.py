@@ -13,8 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from analytics.insight import regions
-from analytics.insight.evidence import COUNTS, Evidence
+from analytics.insight.evidence import Evidence
 from analytics.insight.finding import Confidence, Effect, Finding, Kind, Place
+from analytics.insight.grains import COUNTS
 from analytics.insight.scene import Scene
 from collector.config import InsightConfig
 from tests.reference.grains import grain_of

@@ -156,7 +156,7 @@ def test_the_stratified_test_is_not_deceived_by_the_mix() -> None:
 
 def test_quantiles_of_cells_are_near_those_of_the_durations() -> None:
     from analytics.buckets import bucket_index
-    from analytics.insight.evidence import BUCKETS_PER_CELL
+    from analytics.insight.grains import BUCKETS_PER_CELL
     from analytics.insight.panel import CELLS
 
     durations = np.exp(np.random.default_rng(1).normal(14, 0.6, 20_000)).astype(int)

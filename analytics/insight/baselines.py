@@ -16,6 +16,7 @@ import numpy as np
 from scipy import stats
 
 from analytics.insight.measures import Bools, Floats, Ints, Measure, Rated, Span, summed
+from analytics.insight.tallies import Tallied, Tally
 
 PRIOR_TRIALS = 200.0
 SCALES = (2, 3, 5, 8, 12)
@@ -25,6 +26,19 @@ GOES_ON = 0.4
 """Least mean of the last two minutes, of the stretch's: what is over is not told as if it went on."""
 _NORMAL_95 = 1.645
 _BASELINE_MIN = 8
+_NEARLY = 0.999
+"""Of a bound: sums of the same are equal but for rounding."""
+
+
+@dataclass(frozen=True)
+class Least:
+    """What stands out: so many trials, at least such a ratio to what is expected, so many standard deviations and
+    events from it."""
+
+    trials: float
+    ratio: float
+    deviation: float
+    events: float = 10.0
 
 
 @dataclass(frozen=True)
@@ -69,21 +83,60 @@ def clean_minutes(observed: Floats, trials: Floats, span: Span) -> Floats:
 def rates(observed: Floats, trials: Floats, strata: Ints, count: int, span: Span) -> Rated:
     """Expect of every series the rate of its baseline, drawn towards its stratum's."""
     of_strata = summed(observed, strata, count), summed(trials, strata, count)
-    clean = clean_minutes(*of_strata, span)
-    stratum_rate = (of_strata[0] * clean).sum(1) / np.maximum((of_strata[1] * clean).sum(1), 1.0)
-    events, tried = (_of_baseline(array, clean.astype(bool), strata, span) for array in (observed, trials))
-    rate = (events + PRIOR_TRIALS * stratum_rate[strata]) / (tried + PRIOR_TRIALS)
-    rate = np.clip(rate, 1e-5, 1 - 1e-5)[:, None]
-    return Rated(observed, trials, rate.astype(observed.dtype))
+    stratum_rate, out = _of_strata(*of_strata, span)
+    events, tried = (_of_baseline(array, out, strata, span) for array in (observed, trials))
+    return Rated(observed, trials, _drawn(events, tried, stratum_rate[strata]))
 
 
-def _of_baseline(array: Floats, clean: Bools, strata: Ints, span: Span) -> Floats:
-    """Sums of each series over the clean minutes of its stratum; few strata have others in their baseline."""
-    found: Floats = array[:, : span.baseline] @ np.ones(span.baseline, dtype=array.dtype)
-    for stratum in np.flatnonzero(~clean[:, : span.baseline].all(1)):
+def tallied_rates(observed: Tally, trials: Tally, by: tuple[str, ...], span: Span) -> Tallied:
+    """As `rates`, of tallies; strata are groups of `by`."""
+    stratum_rate, out = _of_strata(observed.by_names(by), trials.by_names(by), span)
+    strata = observed.source.groups(by)[1]
+    events, tried = (one.total(span.baseline, out, strata) for one in (observed, trials))
+    return Tallied(observed, trials, _drawn(events, tried, stratum_rate[strata]))
+
+
+def _of_strata(observed: Floats, trials: Floats, span: Span) -> tuple[Floats, Bools]:
+    """The rate of each stratum, and what of its baseline is left out."""
+    clean = clean_minutes(observed, trials, span)
+    rate = (observed * clean).sum(1) / np.maximum((trials * clean).sum(1), 1.0)
+    # Where nothing is, nothing needs to be left out.
+    return rate, ((clean == 0) & (trials > 0))[:, : span.baseline]
+
+
+def _drawn(events: Floats, tried: Floats, towards: Floats) -> Floats:
+    rate = (events + PRIOR_TRIALS * towards) / (tried + PRIOR_TRIALS)
+    found: Floats = np.clip(rate, 1e-5, 1 - 1e-5)[:, None].astype(np.float32)
+    return found
+
+
+def _of_baseline(array: Floats, out: Bools, strata: Ints, span: Span) -> Floats:
+    """Sums of each series over the baseline, without the minutes that its stratum leaves `out`; few have such."""
+    early = array[:, : span.baseline]
+    found: Floats = early @ np.ones(span.baseline, dtype=array.dtype)
+    for stratum in np.flatnonzero(out.any(1)):
         mine = strata == stratum
-        found[mine] = array[mine] @ clean[stratum].astype(array.dtype)
+        found[mine] = early[mine] @ (~out[stratum]).astype(array.dtype)
     return found.astype(float)
+
+
+def may_stand_out(measure: Measure | Rated, sign: int, least: Least, scales: tuple[int, ...] = SCALES) -> Bools:
+    """Which series `scan` may find to stand out by more than `least`, by their last minutes alone.
+
+    It finds none of the others to, whatever their baseline is: deviations are never measured by a scale below 1.
+    """
+    found = np.zeros(len(measure.observed), dtype=bool)
+    for k in scales:
+        observed, expected, variance, trials = (array[:, -k:].sum(1) for array in measure.arrays())
+        excess = sign * (observed - expected)
+        ratio = (observed + 0.5) / (expected + 0.5)
+        found |= (
+            (trials >= least.trials)
+            & (excess >= least.deviation * np.sqrt(np.maximum(variance, 0.25)) * _NEARLY)
+            & ((ratio if sign > 0 else 1 / ratio) >= least.ratio * _NEARLY)
+            & (excess >= least.events * _NEARLY)
+        )
+    return found
 
 
 def scan(measure: Measure | Rated, span: Span, sign: int = 1, scales: tuple[int, ...] = SCALES) -> Scan:

@@ -11,13 +11,15 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import numpy as np
+import polars as pl
 
 from analytics.insight import baselines, telling
 from analytics.insight.finding import Confidence, Effect, Finding, Place
-from analytics.insight.measures import Bools, Floats, Measure, summed
+from analytics.insight.measures import Bools, Floats, Measure, Rated, summed
 from analytics.insight.places import goes_on
 from analytics.insight.reach import hurt, share_of
 from analytics.insight.scene import Scene
+from analytics.insight.tallies import Tallied
 
 BLOCK_MINUTES = 5
 _BLOCKS_MIN = 4
@@ -40,7 +42,10 @@ def find(scene: Scene) -> list[Finding]:
 def _of_measure(scene: Scene, what: str) -> Iterator[Finding]:
     panel = scene.panel("base")
     keys, of = panel.groups(("region", "tenant"))
-    measure = scene.measure("base", what).by(of, keys.height)
+    series = scene.measure("base", what)
+    if isinstance(series, Tallied) and not _may_stand_out(series.last(BLOCK_MINUTES).by(of, keys.height), keys):
+        return
+    measure = scene.level("base", what, ("region", "tenant")).measure
     raised, active = raised_blocks(measure, baselines.scan(measure, scene.span).scale, scene.span.baseline)
     for region in keys["region"].unique().sort():
         mine = (keys["region"] == region).to_numpy()
@@ -52,7 +57,17 @@ def _of_measure(scene: Scene, what: str) -> Iterator[Finding]:
             yield _told(scene, what, str(region), which, shares)
 
 
-def raised_blocks(measure: Measure, scale: Floats, baseline: int) -> tuple[Bools, Bools]:
+def _may_stand_out(late: Measure, keys: pl.DataFrame) -> bool:
+    """Whether so many tenants of a region may be raised in the last block, whatever their scales (1 at least) are."""
+    observed, expected, variance, trials = (array.sum(1) for array in late.arrays())
+    active = trials >= _TRIALS_MIN
+    raised = active & (observed - expected > 0.999 * _RAISED * np.sqrt(np.maximum(variance, 0.25)))
+    regions = keys.select("region").with_columns(raised=pl.Series(raised), active=pl.Series(active))
+    enough = (pl.col("raised").sum() >= _TENANTS_MIN) & (pl.col("raised").sum() >= _SHARE_MIN * pl.col("active").sum())
+    return bool(regions.group_by("region").agg(enough=enough)["enough"].any())
+
+
+def raised_blocks(measure: Measure | Rated, scale: Floats, baseline: int) -> tuple[Bools, Bools]:
     """Which groups lie beyond _RAISED scales, and which are active: groups x blocks of BLOCK_MINUTES.
 
     Blocks of the baseline, and as the last one the last minutes.

@@ -17,8 +17,8 @@ from statsmodels.stats.multitest import multipletests
 from analytics.buckets import LOG_GAMMA
 from analytics.change import duration
 from analytics.insight import telling
-from analytics.insight.evidence import BUCKETS_PER_CELL
 from analytics.insight.explaining import frame
+from analytics.insight.grains import BUCKETS_PER_CELL
 from analytics.insight.measures import Floats
 from analytics.insight.mix import kitagawa
 from analytics.insight.panel import CELLS, quantile_ns

@@ -85,10 +85,12 @@ def _over(demand: Floats, usual: Floats, baseline: int, minutes: int) -> Shift |
     change, whole = changes(demand, minutes), max(float(usual.sum()), 1.0)
     lasting = _lasting(change, _means(demand, minutes) - usual[:, None])
     before, now = lasting[:, : baseline - _BEFORE - minutes + 1], lasting[:, -1]
+    rose, fell = now > before.max(1), now < before.min(1)
+    if _MOVED_MIN * whole > min(now[rose & (now > 0)].sum(), -now[fell & (now < 0)].sum()):
+        return None
     least = _spread(change[:, : before.shape[1]], usual, minutes)
     up, down = (np.maximum(least, np.quantile(side, 0.95, axis=1) / _NORMAL_95) for side in (before, -before))
-    gains = (now >= _GAIN_DEVIATION_MIN * up) & (now > before.max(1))
-    losses = (now <= -_LOSS_DEVIATION_MIN * down) & (now < before.min(1))
+    gains, losses = (now >= _GAIN_DEVIATION_MIN * up) & rose, (now <= -_LOSS_DEVIATION_MIN * down) & fell
     gained, lost = now[gains].sum(), -now[losses].sum()
     share = float(min(gained, lost)) / whole
     if share < _MOVED_MIN or share * whole < _BALANCE_MIN * max(gained, lost):

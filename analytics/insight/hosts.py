@@ -75,7 +75,9 @@ def _judge(scene: Scene, what: str, serving: Bools, found: dict[tuple[str, ...],
     """Put into `found` the hosts that a measure shows more clearly than those before."""
     measure = scene.measure("host", what).only(serving)
     keys, of = scene.panel("host").groups(BY)
-    groups = scene.judged(keys, of, measure.by(of, keys.height), what)
+    groups = scene.over(keys, of, measure, what)
+    if not groups.flagged.any():
+        return
     for index in np.flatnonzero(groups.flagged & _peers(groups)):
         place = tuple(str(value) for value in keys.row(int(index)))
         z = float(groups.scan.z[index])

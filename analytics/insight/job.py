@@ -11,15 +11,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 from analytics.insight import marks
 from analytics.insight.engine import findings
-from analytics.insight.evidence import Evidence
 from analytics.insight.finding import Finding, frame
+from analytics.insight.going_on import Ongoing
 from analytics.insight.lifecycle import Tracker
-from analytics.insight.loading import load, newest
+from analytics.insight.loading import newest
 from analytics.insight.rhythm import of_reader
 from analytics.window import MINUTE
 from collector.config import InsightConfig
@@ -32,7 +31,6 @@ GRACE = timedelta(seconds=15)
 _EXPORTED = timedelta(seconds=10)
 """Exporters keep spans for 5 s as a rule, and a seal takes one or two."""
 _CAUGHT_UP_MINUTES_MAX = 10
-_REREAD_MINUTES = 3
 _WARM_UP_MINUTES = 4
 Seen = Callable[[Reader, datetime], datetime]
 """Up to when all that had come is in the tables that findings are made of (`analytics.jobs.seen_until`)."""
@@ -52,8 +50,9 @@ class InsightJob:
         self._config = config
         self._tell = tell or (lambda _found, _minute: None)
         self._tracker = Tracker(config.resolve_minutes)
-        self._evidence = Evidence.empty()
-        self._known_until: datetime | None = None
+        self._evidence = Ongoing(config.history_minutes)
+        self._judged_until: datetime | None = None
+        self._is_warm = False
 
     def step(self, now: datetime, seen_until: Seen = lambda _, now: now) -> int:
         """Judge the minutes that are complete at `now` (aware) and were not judged yet; returns how many.
@@ -61,20 +60,25 @@ class InsightJob:
         After a pause only the last _CAUGHT_UP_MINUTES_MAX are. Raises duckdb.Error where the lake cannot be used.
         """
         due = complete(now, now + GRACE)
+        if self._judged_until is not None and self._judged_until >= due:
+            return 0
         with self._lake.read() as reader:
-            position, last = reader.position(marks.JOB), newest(reader)
-            if last is None or (position is not None and marks.time(position) >= due):
-                return 0
-            due = complete(now, seen_until(reader, now))
+            position = reader.position(marks.JOB)
+            if position is None or marks.time(position) < due:
+                due = complete(now, seen_until(reader, now))
             if position is not None and marks.time(position) >= due:
                 return 0
+            if not self._is_warm and newest(reader) is None:
+                return 0
         first = due if position is None else max(marks.time(position) + MINUTE, due - _CAUGHT_UP_MINUTES_MAX * MINUTE)
-        if self._known_until is None:
+        if not self._is_warm:
             self._warm_up(first)
+            self._is_warm = True
         judged = 0
         while first <= due:
             if not self._judge(first, position):
                 return judged
+            self._judged_until = first
             position, first, judged = marks.position(first), first + MINUTE, judged + 1
         return judged
 
@@ -98,22 +102,8 @@ class InsightJob:
 
     def _found(self, minute: datetime) -> list[Finding]:
         """What is open or was resolved at the end of data `minute`."""
-        self._read(minute)
         window = timedelta(minutes=self._config.recent_minutes)
         with self._lake.read() as reader:
-            found = findings(self._evidence, minute, window, self._config, of_reader(reader, self._config))
+            evidence = self._evidence.until(reader, minute)
+            found = findings(evidence, minute, window, self._config, of_reader(reader, self._config))
         return self._tracker.update(found, minute)
-
-    def _read(self, until: datetime) -> None:
-        """Bring the evidence up to `until`; the newest minutes are read again, for what came late."""
-        start = until - self._config.history_minutes * MINUTE
-        known = max(start, self._known_until - _REREAD_MINUTES * MINUTE) if self._known_until else start
-        with self._lake.read() as reader:
-            new = load(reader, known, until, with_hours=until.minute == 0 or known == start)
-        if known > start:
-            hourly = new.hourly if new.hourly.height else self._evidence.hourly
-            new = replace(Evidence.concat([self._evidence.between(start, known), new]), hourly=hourly)
-        if until.minute == 0:
-            new = new.pruned()
-        self._evidence = new
-        self._known_until = until

@@ -6,25 +6,27 @@ frames: the detectors that need them find nothing.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
+from itertools import groupby
 
 import numpy as np
 import polars as pl
 
 from analytics.insight import forecasting, traced
-from analytics.insight.evidence import (
+from analytics.insight.evidence import HOURLY_SCHEMA, Evidence
+from analytics.insight.grains import (
     BASE,
     DESTINATION,
     ERROR,
     HOST,
-    HOURLY_SCHEMA,
     MEASURES,
     VERSION,
     WITH_CELLS,
-    Evidence,
     Grain,
+    minute_number,
+    minute_time,
 )
 from analytics.rollup.partials import NONE, UNKNOWN
 from collector.lake.lake import Reader
@@ -42,9 +44,11 @@ _STRETCH_ROWS = 1_000_000
 SKEW_MINUTES = 3
 SKEW_SPANS_MAX = 100_000
 _SLOTS = [f"slot_{slot}" for slot in range(traced.SLOTS)]
-_SERVED = "kind IN ('server', 'consumer')"
+_MINUTE = "(epoch_us(window_start) // 60_000_000)::INTEGER"
+_SERVED = ("server", "consumer")
 _WANTED = {HOST: "kind NOT IN ('client', 'producer')", DESTINATION: "hits + misses > 0"}
 """Rows that tell something: hosts are judged by what they serve, destinations by the lookups of caches."""
+_CONNECTED = ("client", "server", "producer", "consumer")
 _LABELLED = {"host", "service_version", "service_instance_id", "destination", "error_type"}
 
 
@@ -62,49 +66,48 @@ def load(
     `with_hours`: the hours of the last days too. Clocks are looked at by SKEW_MINUTES at both ends. Raises
     duckdb.Error where the lake cannot be read.
     """
-    first, end = (time.astimezone(UTC).replace(tzinfo=None) for time in (start, until))
-    source = _Source(reader, _tables(reader), first, end, region, tenant)
-    served = source.count(_SERVED) > 0
-    told = Evidence.concat([part.told() for part in source.stretches()])
-    demand: list[pl.DataFrame] = []
+    source = Source(reader, tables(reader), naive(start), naive(until), region, tenant)
+    told = source.counted_after(Evidence.concat([part.told() for part in source.stretches()]))
+    skew = source.skew(told.base, sorted(clock_minutes(source.start, source.until)))
+    return replace(told, skew=skew, hourly=source.hourly() if with_hours else told.hourly)
 
-    def seen(rows: pl.DataFrame) -> pl.DataFrame:
-        demand.append(_demand(rows, served))
-        return rows
 
-    grains = {name: source.grain(table, dimensions, seen) for name, (table, dimensions) in TABLES.items()}
-    return replace(
-        told, base=grains["base"], host=grains["host"], version=grains["version"],
-        destination=grains["destination"], error=grains["error"],
-        demand=_steady(pl.concat(demand)) if demand else told.demand,
-        skew=source.skew(), hourly=source.hourly() if with_hours else told.hourly,
-    )  # fmt: skip
+def clock_minutes(start: datetime, until: datetime) -> set[int]:
+    """Numbers of the minutes, of those from `start` up to `until` (naive UTC), by which clocks are looked at."""
+    first, end = minute_number(start), minute_number(until)
+    return {*range(first, min(first + SKEW_MINUTES, end)), *range(max(end - SKEW_MINUTES, first), end)}
+
+
+def naive(time: datetime) -> datetime:
+    """An aware time without its zone, in UTC."""
+    return time.astimezone(UTC).replace(tzinfo=None)
 
 
 def newest(reader: Reader) -> datetime | None:
     """The end of the newest minute of the rollups (aware), None where there is none."""
-    if "rollup_1m" not in _tables(reader):
+    if "rollup_1m" not in tables(reader):
         return None
     (last,) = reader.row("SELECT max(window_start) FROM rollup_1m")
     return None if last is None else last.replace(tzinfo=UTC) + timedelta(minutes=1)
 
 
-def _tables(reader: Reader) -> frozenset[str]:
+def tables(reader: Reader) -> frozenset[str]:
+    """Names of the tables that there are."""
     return frozenset(name for (name,) in reader.rows("SELECT table_name FROM duckdb_tables() WHERE NOT internal"))
 
 
 @dataclass(frozen=True)
-class _Source:
+class Source:
     """Some minutes (naive UTC) of a lake with the tables `present`, of one region or tenant where given."""
 
     reader: Reader
     present: frozenset[str]
     start: datetime
     until: datetime
-    region: str | None
-    tenant: str | None
+    region: str | None = None
+    tenant: str | None = None
 
-    def stretches(self) -> Iterator[_Source]:
+    def stretches(self) -> Iterator[Source]:
         """The same in parts of about _STRETCH_ROWS rows of the base set."""
         minutes = int((self.until - self.start) / timedelta(minutes=1))
         length = max(1, minutes * _STRETCH_ROWS // max(self.count(), _STRETCH_ROWS)) * timedelta(minutes=1)
@@ -114,12 +117,20 @@ class _Source:
             yield replace(self, start=start, until=end)
             start = end
 
-    def count(self, condition: str = "true") -> int:
+    def count(self) -> int:
         """Rows of the base set."""
         if "rollup_1m" not in self.present:
             return 0
         scope, values = self._scope("window_start", ("region", "tenant"))
-        return int(self.reader.row(f"SELECT count(*) FROM rollup_1m WHERE {scope} AND {condition}", values)[0])
+        return int(self.reader.row(f"SELECT count(*) FROM rollup_1m WHERE {scope}", values)[0])
+
+    def spans_by_minute(self) -> dict[int, int]:
+        """Spans that the base set counts, by number of the minute."""
+        if "rollup_1m" not in self.present:
+            return {}
+        scope, values = self._scope("window_start", ("region", "tenant"))
+        counted = f"SELECT {_MINUTE}, sum(count)::BIGINT FROM rollup_1m WHERE {scope} GROUP BY 1"
+        return dict(self.reader.rows(counted, values))
 
     def told(self) -> Evidence:
         """What the tables of traces tell."""
@@ -129,12 +140,26 @@ class _Source:
             exemplars=self._exemplars(),
         )  # fmt: skip
 
-    def grain(self, table: str, dimensions: tuple[str, ...], seen: Callable[[pl.DataFrame], pl.DataFrame]) -> Grain:
-        """A grain; rows of the base set, which carry the counts by second, go through `seen`."""
+    def counted_after(self, before: Evidence) -> Evidence:
+        """`before` with the rollups of these minutes, which come after its own, behind its own."""
+        demand: list[pl.DataFrame] = []
+
+        def seen(rows: pl.DataFrame) -> pl.DataFrame:
+            demand.append(_demand(rows))
+            return rows
+
+        grains = {name: self._grain(getattr(before, name), table, seen) for name, (table, _) in TABLES.items()}
+        served = grains["base"].keys["kind"].is_in(_SERVED).any()
+        new = [_steady(pl.concat(demand), served)] if demand else []
+        return replace(before, **grains, demand=pl.concat([before.demand, *new]))
+
+    def _grain(self, before: Grain, table: str, seen: Callable[[pl.DataFrame], pl.DataFrame]) -> Grain:
+        """A grain continued; rows of the base set, which carry the counts by second, go through `seen`."""
         if table not in self.present:
-            return Grain.empty(dimensions)
+            return before
+        dimensions = before.dimensions
         found = map(pl.DataFrame, self.reader.batches(*self._query(table, dimensions), ROWS_AT_ONCE))
-        return Grain.of_rollup(dimensions, map(seen, found) if dimensions == BASE else found)
+        return before.continued(map(seen, found) if dimensions == BASE else found)
 
     def _query(self, table: str, dimensions: tuple[str, ...]) -> tuple[str, dict[str, object]]:
         """Of what `Grain.of_rollup` takes, and of the base set the counts by second."""
@@ -143,7 +168,7 @@ class _Source:
         where = " AND ".join([scope, *known, _WANTED.get(dimensions, "true")])
         columns = {"busy_ns": "duration_sum_ns::DOUBLE AS busy_ns"}
         names = [
-            "(epoch_us(window_start) // 60_000_000)::INTEGER AS minute",
+            f"{_MINUTE} AS minute",
             *dimensions,
             *(columns.get(name, name) for name in MEASURES[dimensions]),
             *(["latency_buckets"] if dimensions in WITH_CELLS else []),
@@ -169,20 +194,20 @@ class _Source:
         if "deliveries_1m" not in self.present:
             return traced.DELIVERIES_SCHEMA.to_frame(), traced.DELIVERY_CELLS_SCHEMA.to_frame()
         by, (scope, values) = "minute, region, tenant, destination", self._scope("window_start", ("region", "tenant"))
-        source = f"(SELECT *, window_start AS minute FROM deliveries_1m WHERE {scope})"
-        counts = self.reader.frame(
-            f"SELECT {by}, sum(messages)::BIGINT AS messages, sum(deliveries)::BIGINT AS deliveries FROM {source} "
-            "GROUP BY ALL",
-            values,
-        )
         entries = "unnest(map_keys(lag_buckets)) AS bucket, unnest(map_values(lag_buckets)) AS spans"
-        cells = self.reader.frame(
-            f"SELECT {by}, {_cell('bucket', traced.LAG_CELL_BUCKETS)} AS cell, sum(spans)::BIGINT AS spans "
-            f"FROM (SELECT {by}, {entries} FROM {source}) GROUP BY ALL HAVING sum(spans) <> 0 "
-            f"UNION ALL SELECT {by}, -1, sum(negative_lags)::BIGINT FROM {source} WHERE negative_lags <> 0 GROUP BY "
-            "ALL",
+        # One reading of the table for both: planning it takes longer.
+        found = self.reader.frame(
+            "WITH source AS MATERIALIZED (SELECT window_start AS minute, region, tenant, destination, messages, "
+            f"deliveries, negative_lags, lag_buckets FROM deliveries_1m WHERE {scope}) "
+            f"SELECT {by}, NULL::INTEGER AS cell, sum(deliveries)::BIGINT AS spans, sum(messages)::BIGINT AS messages "
+            f"FROM source GROUP BY {by} UNION ALL "
+            f"SELECT {by}, {_cell('bucket', traced.LAG_CELL_BUCKETS)} AS cell, sum(spans)::BIGINT, NULL "
+            f"FROM (SELECT {by}, {entries} FROM source) GROUP BY ALL HAVING sum(spans) <> 0 UNION ALL "
+            f"SELECT {by}, -1, sum(negative_lags)::BIGINT, NULL FROM source WHERE negative_lags <> 0 GROUP BY ALL",
             values,
         )
+        counts = found.filter(pl.col("cell").is_null()).rename({"spans": "deliveries"})
+        cells = found.filter(pl.col("cell").is_not_null())
         return _as(counts, traced.DELIVERIES_SCHEMA), _as(cells, traced.DELIVERY_CELLS_SCHEMA)
 
     def _hot_keys(self) -> pl.DataFrame:
@@ -190,13 +215,15 @@ class _Source:
             return traced.HOT_KEYS_SCHEMA.to_frame()
         scope, values = self._scope("window_start", ("region", "tenant"))
         found = self.reader.frame(
-            "WITH counters AS (SELECT window_start AS minute, region, tenant, destination, service_name, keyed, "
-            f"unnest(map_entries(key_counts)) AS counter FROM hot_keys_1m WHERE {scope} AND kind = 'server'), "
+            "WITH source AS MATERIALIZED (SELECT window_start AS minute, region, tenant, destination, service_name, "
+            f"keyed, key_counts FROM hot_keys_1m WHERE {scope} AND kind = 'server'), "
+            "counters AS (SELECT minute, region, tenant, destination, service_name, "
+            "unnest(map_entries(key_counts)) AS counter FROM source), "
             "keys AS (SELECT minute, region, tenant, destination, service_name, NULL::VARCHAR AS host, counter.key "
             "AS key, "
             "sum(counter.value)::BIGINT AS count FROM counters GROUP BY ALL), "
-            "totals AS (SELECT window_start AS minute, region, tenant, destination, sum(keyed)::BIGINT AS total "
-            f"FROM hot_keys_1m WHERE {scope} AND kind = 'server' GROUP BY ALL) "
+            "totals AS (SELECT minute, region, tenant, destination, sum(keyed)::BIGINT AS total FROM source "
+            "GROUP BY ALL) "
             "SELECT * FROM keys JOIN totals USING (minute, region, tenant, destination) QUALIFY row_number() OVER "
             f"(PARTITION BY minute, region, tenant, destination ORDER BY count DESC, key) <= {traced.HOT_KEYS_KEPT}",
             values,
@@ -215,23 +242,27 @@ class _Source:
         )
         return _as(found, traced.EXEMPLARS_SCHEMA)
 
-    def skew(self) -> pl.DataFrame:
-        """Of whole traces, one in so many that at most SKEW_SPANS_MAX spans are read."""
-        edge = timedelta(minutes=SKEW_MINUTES)
-        stretches = [(self.start, min(self.start + edge, self.until))]
-        if self.until - edge > stretches[0][1]:
-            stretches.append((self.until - edge, self.until))
-        return pl.concat([traced.skew(self._spans(*stretch)) for stretch in stretches])
+    def skew(self, base: Grain, minutes: Sequence[int]) -> pl.DataFrame:
+        """SKEW_SCHEMA of some minutes (numbers, in order) by raw spans of whole traces, one in so many that each minute
+        is a part of SKEW_SPANS_MAX at most; `base` tells how many there are."""
+        found = [traced.SKEW_SCHEMA.to_frame()]
+        for _, stretch in groupby(enumerate(minutes), lambda pair: pair[1] - pair[0]):
+            numbers = [number for _, number in stretch]
+            spans = self._spans(numbers[0], _one_in(base, numbers))
+            found += [traced.skew(spans)] if spans.height else []
+        return pl.concat(found)
 
-    def _spans(self, start: datetime, end: datetime) -> pl.DataFrame:
-        scope, values = self._scope("start_time", ("region", "tenant"), start, end)
-        scope += " AND kind IN ('client', 'server', 'producer', 'consumer')"
-        (count,) = self.reader.row(f"SELECT count(*) FROM spans WHERE {scope}", values)
-        one_in = 1 + int(count) // SKEW_SPANS_MAX
+    def _spans(self, first: int, one_in: Sequence[int]) -> pl.DataFrame:
+        """Spans that call or are called of as many minutes from number `first` on as there are in `one_in`."""
+        bounds = minute_time(first), minute_time(first + len(one_in))
+        scope, values = self._scope("start_time", ("region", "tenant"), *bounds)
+        scope += f" AND kind IN {_CONNECTED}"
+        if max(one_in) > 1:
+            scope += " AND hash(trace_id) % $one_in[1 + (epoch_us(start_time) // 60_000_000)::INTEGER - $first] = 0"
+            values |= {"one_in": list(one_in), "first": first}
         return self.reader.frame(
             "SELECT trace_id, span_id, parent_span_id, kind, start_time, duration_ns, region, host, "
-            f"[{{'trace_id': links[1].trace_id, 'span_id': links[1].span_id}}] AS links FROM spans WHERE {scope} "
-            f"AND ({one_in} = 1 OR hash(trace_id) % {one_in} = 0)",
+            f"[{{'trace_id': links[1].trace_id, 'span_id': links[1].span_id}}] AS links FROM spans WHERE {scope}",
             values,
         )
 
@@ -246,10 +277,10 @@ class _Source:
         return text, values
 
 
-def _demand(rows: pl.DataFrame, served: bool) -> pl.DataFrame:
-    """Columns minute, region, tenant and the counts of each slot, of rows of the base set, of those served alone."""
-    if served:
-        rows = rows.filter(pl.col("kind").is_in(["server", "consumer"]))
+def _demand(rows: pl.DataFrame) -> pl.DataFrame:
+    """Columns minute, region, tenant, is_served and the counts of each slot, of rows of the base set."""
+    by = ["minute", "region", "tenant", "is_served"]
+    rows = rows.with_columns(is_served=pl.col("kind").is_in(_SERVED))
     seconds = (
         rows.select(second=pl.col("second_counts").map.keys(), count=pl.col("second_counts").map.values())
         .with_row_index("row")
@@ -258,14 +289,16 @@ def _demand(rows: pl.DataFrame, served: bool) -> pl.DataFrame:
     at = seconds.select(pl.col("row").cast(pl.Int64) * traced.SLOTS + pl.col("second") // (60 // traced.SLOTS))
     by_slot = np.bincount(at.to_series().to_numpy(), seconds["count"].to_numpy(), minlength=rows.height * len(_SLOTS))
     counted = pl.concat(
-        [rows.select("minute", "region", "tenant"), pl.DataFrame(by_slot.reshape(-1, len(_SLOTS)), schema=_SLOTS)],
+        [rows.select(by), pl.DataFrame(by_slot.reshape(-1, len(_SLOTS)), schema=_SLOTS)],
         how="horizontal",
     )
-    return counted.group_by("minute", "region", "tenant").agg(pl.col(_SLOTS).sum())
+    return counted.group_by(by).agg(pl.col(_SLOTS).sum())
 
 
-def _steady(counted: pl.DataFrame) -> pl.DataFrame:
-    """DEMAND_SCHEMA of what `_demand` gives (see `traced.demand`)."""
+def _steady(counted: pl.DataFrame, served: bool) -> pl.DataFrame:
+    """DEMAND_SCHEMA of what `_demand` gives (see `traced.demand`), of what is served alone or of all."""
+    if served:
+        counted = counted.filter("is_served")
     by = counted.group_by("minute", "region", "tenant").agg(pl.col(_SLOTS).sum())
     ordered = np.sort(by.select(_SLOTS).to_numpy(), axis=1)
     minute = pl.from_epoch(pl.col("minute").cast(pl.Int64) * 60_000_000, time_unit="us")
@@ -275,6 +308,16 @@ def _steady(counted: pl.DataFrame) -> pl.DataFrame:
         steady_count=pl.Series(traced.SLOTS * ordered[:, (traced.SLOTS - 1) // 2]),
     )  # fmt: skip
     return _as(found, traced.DEMAND_SCHEMA)
+
+
+def _one_in(base: Grain, minutes: Sequence[int]) -> list[int]:
+    """For each minute a power of two, so that what is taken of one is a part of what is taken of another, or all."""
+    part = base.between(minute_time(minutes[0]), minute_time(minutes[-1] + 1)).rows
+    wanted = base.keys["kind"].is_in(_CONNECTED).gather(part["series"])
+    spans = part.filter(wanted).group_by("minute").agg(pl.col("count").sum())
+    counts = dict(spans.iter_rows())
+    each = SKEW_SPANS_MAX // SKEW_MINUTES
+    return [1 << max(-(-counts.get(number, 0) // each) - 1, 0).bit_length() for number in minutes]
 
 
 def _cell(bucket: str, size: int) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
@@ -104,10 +103,7 @@ class Rated:
 
     def by(self, groups: Ints, count: int) -> Measure:
         """Sums over the series of each group."""
-        rate = self.rate[:, 0]
-        weights = (np.ones_like(rate), rate, rate * (1 - rate))
-        trials, expected, variance = summed_each(self.trials, groups, count, weights)
-        return Measure(summed(self.observed, groups, count), expected, variance, trials)
+        return Measure(*(summed(array, groups, count) for array in self.arrays()))
 
     def rows(self, which: Ints | Bools) -> Rated:
         """Some of the series."""
@@ -126,17 +122,6 @@ def summed(array: Floats, groups: Ints, count: int) -> Floats:
     ones = np.ones(len(inside), dtype=array.dtype)
     picking = sparse.csr_matrix((ones, (groups[inside], inside)), shape=(count, len(groups)))
     found: Floats = picking @ array
-    return found
-
-
-def summed_each(array: Floats, groups: Ints, count: int, weights: Sequence[Floats]) -> Floats:
-    """Sums of the rows of each group, each row times its weight, for several weights in one pass over the array: an
-    array of weights x count x columns."""
-    data = np.stack(weights, axis=1).astype(array.dtype).reshape(-1)
-    rows = (groups[:, None] + count * np.arange(len(weights))).reshape(-1)
-    starts = len(weights) * np.arange(len(groups) + 1)
-    picking = sparse.csc_matrix((data, rows, starts), shape=(len(weights) * count, len(groups)))
-    found: Floats = (picking @ array).reshape(len(weights), count, -1)
     return found
 
 

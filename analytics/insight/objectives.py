@@ -14,8 +14,8 @@ import numpy as np
 
 from analytics.buckets import LOG_GAMMA
 from analytics.insight import telling
-from analytics.insight.evidence import BUCKETS_PER_CELL
 from analytics.insight.finding import Effect, Finding, Place
+from analytics.insight.grains import BUCKETS_PER_CELL
 from analytics.insight.measures import Bools, Floats
 from analytics.insight.panel import Panel
 from analytics.insight.scene import Scene

@@ -16,11 +16,11 @@ import numpy.typing as npt
 import polars as pl
 
 from analytics.buckets import GAMMA
-from analytics.insight.evidence import BUCKETS_PER_CELL, CELLS_SCHEMA, Grain, minute_number
-from analytics.insight.measures import Bools, Floats, Ints, Span, summed
+from analytics.insight.grains import BUCKETS_PER_CELL, CELLS_SCHEMA, Grain, minute_number
+from analytics.insight.measures import Bools, Floats, Ints, Span
+from analytics.insight.slices import CELLS, FIRST_CELL, Spread
+from analytics.insight.tallies import Source, Tally
 
-CELLS = 560
-_FIRST_CELL = -1
 SLOW, VERY_SLOW = 0.95, 0.99
 _BLOCK_CELLS = 1_000_000
 
@@ -76,55 +76,55 @@ class Cells:
         for part in frame.iter_slices(_BLOCK_CELLS):
             series = self.number[part["series"].to_numpy()]
             minute = part["minute"].to_numpy() - self.start
-            block = Block(series, minute, part["cell"].to_numpy() - _FIRST_CELL, part["spans"].to_numpy())
+            block = Block(series, minute, part["cell"].to_numpy() - FIRST_CELL, part["spans"].to_numpy())
             known = series >= 0
             yield block if known.all() else block.where(known)
 
-    def summed(self, groups: Ints, count: int) -> Cells:
-        """Those of each group of series of the panel: its series are the groups."""
-        parts = [CELLS_SCHEMA.to_frame()]
-        for series, minute, cell, spans in self.blocks():
-            first = int(minute.min(initial=0))
-            at = ((minute - first).astype(np.intp) * count + groups[series]) * CELLS + cell
-            size = (int(minute.max(initial=0)) - first + 1) * count * CELLS
-            filled, total = _totals(at, spans, size)
-            place, of_cell = np.divmod(filled, CELLS)
-            of_minute, group = np.divmod(place, count)
-            columns = {"minute": of_minute + first + self.start, "series": group, "cell": of_cell + _FIRST_CELL}
-            parts.append(pl.DataFrame({**columns, "spans": total}).cast(CELLS_SCHEMA))
-        return Cells(pl.concat(parts), np.arange(count), self.start)
+    @classmethod
+    def of_spreads(cls, spreads: Sequence[Spread], number: Ints, start: int) -> Cells:
+        """Of groups by minute; `number`: the row of the panel of each group."""
+        sizes = [len(spread.group) for spread in spreads]
+        columns = {
+            "minute": np.repeat(np.arange(start, start + len(spreads)), sizes),
+            **{
+                name: np.concatenate([getattr(spread, of) for spread in spreads] or [np.empty(0)])
+                for name, of in (("series", "group"), ("cell", "cell"), ("spans", "spans"))
+            },
+        }
+        frame = pl.DataFrame(columns).with_columns(pl.col("cell") + FIRST_CELL).cast(CELLS_SCHEMA)
+        return cls(frame, number, start)
 
 
 @dataclass(frozen=True)
 class Panel:
     """A grain within a `Span`.
 
-    `keys`: a row a series (the dimensions); `counts`: arrays by names of `evidence.COUNTS`; `cells`: durations.
+    `keys`: a row a series (the dimensions); `counts`: arrays by names of `grains.COUNTS`; `cells`: durations.
     """
 
     span: Span
     keys: pl.DataFrame
     counts: Counts
     cells: Cells
+    source: Source | None = None
     _grouped_by: dict[tuple[str, ...], tuple[pl.DataFrame, Ints]] = field(default_factory=dict, init=False, repr=False)
 
     @classmethod
     def of(cls, grain: Grain, span: Span) -> Panel:
         """Read the minutes of `span`."""
-        inside = grain.between(span.start, span.end)
         start = minute_number(span.start)
+        slices = grain.slices(start, span.count)
         used = np.zeros(grain.keys.height, dtype=bool)
-        used[inside.rows["series"].to_numpy()] = True
-        number = np.where(used, np.cumsum(used) - 1, -1)
-        shape = (int(used.sum()), span.count)
+        for one in slices:
+            used[one.series] = True
+        source = Source(grain, slices, np.where(used, np.cumsum(used) - 1, -1))
+        cells = Cells(grain.between(span.start, span.end).cells, source.number, start)
+        keys = grain.keys.filter(pl.Series(used))
+        return cls(span, keys, Counts(lambda name: source.tally(name).array), cells, source)
 
-        def counts(name: str) -> Floats:
-            found = np.zeros(shape, dtype=np.float32)
-            for part in inside.rows.select("series", "minute", name).iter_slices(_BLOCK_CELLS):
-                _add(found, number[part["series"].to_numpy()], part["minute"].to_numpy() - start, part[name].to_numpy())
-            return found
-
-        return cls(span, grain.keys.filter(pl.Series(used)), Counts(counts), Cells(inside.cells, number, start))
+    def tally(self, *names: str) -> Tally:
+        """The sum of some counts of `grains.COUNTS`; of a panel of a grain."""
+        return self._of_grain().tally(*names)
 
     def where(self, which: pl.Series) -> Panel:
         """The series of which `which` (Boolean) is true."""
@@ -148,16 +148,38 @@ class Panel:
         if not by:
             return pl.DataFrame({"all": [""]}), np.zeros(self.size, dtype=np.intp)
         if tuple(by) not in self._grouped_by:
-            values = self.keys.select(by).unique(maintain_order=True).with_row_index("group")
-            found = self.keys.join(values, on=list(by), how="left", nulls_equal=True, maintain_order="left")
-            self._grouped_by[tuple(by)] = values.drop("group"), found["group"].to_numpy().astype(np.intp)
+            if self.source is not None:
+                keys, of, _ = self.source.groups(tuple(by))
+            else:
+                values = self.keys.select(by).unique().sort(by, nulls_last=True).with_row_index("group")
+                found = self.keys.join(values, on=list(by), how="left", nulls_equal=True, maintain_order="left")
+                keys, of = values.drop("group"), found["group"].to_numpy().astype(np.intp)
+            self._grouped_by[tuple(by)] = keys, of
         return self._grouped_by[tuple(by)]
+
+    def _of_grain(self) -> Source:
+        if self.source is None:
+            raise ValueError("expected a panel of a grain (`Panel.of`), not a part or sums of one")
+        return self.source
 
     def coarse(self, by: Sequence[str]) -> Panel:
         """The same summed up to the values of `by`: far fewer cells, for what needs no more."""
-        keys, of = self.groups(by)
-        counts = Counts(lambda name: summed(self.counts[name], of, keys.height))
-        return Panel(self.span, keys, counts, self.cells.summed(of, keys.height))
+        names, source = tuple(by), self._of_grain()
+        keys, _, number = source.groups(names)
+        of = source.grain.groups(names)[1]
+        spreads = [one.spread(names, of) for one in source.slices]
+        counts = Counts(lambda name: self.tally(name).by_names(names))
+        return Panel(self.span, keys, counts, Cells.of_spreads(spreads, number, self.cells.start))
+
+    def beyond_strata(self, by: Sequence[str], limits: Floats) -> tuple[Tally, Tally]:
+        """Spans longer than each of two cells, given for each group of `by` (an array of 2 x groups), the second no
+        less."""
+        names, source = tuple(by), self._of_grain()
+        number, of = source.groups(names)[2], source.grain.groups(names)[1]
+        of_grain = np.append(limits, np.full((2, 1), np.inf), axis=1)[:, number]
+        both = [one.beyond(names, of, of_grain) for one in source.slices]
+        first, second = (Tally(f"{at} beyond by {names}", [found[at] for found in both], source) for at in range(2))
+        return first, second
 
     def thresholds(self, strata: Ints, count: int) -> Floats:
         """The cells of SLOW and VERY_SLOW in the baseline of each stratum: an array of 2 x strata."""
@@ -167,16 +189,10 @@ class Panel:
 
     def beyond(self, cells: Floats) -> Floats:
         """Spans longer than the cell given for each series, by series and minute."""
-        return self.beyond_each([cells])[0]
-
-    def beyond_each(self, limits: Sequence[Floats]) -> list[Floats]:
-        """As `beyond`, of several limits, none of them below that before it, in one pass."""
-        found = [np.zeros((self.size, self.span.count), dtype=np.float32) for _ in limits]
+        found = np.zeros((self.size, self.span.count), dtype=np.float32)
         for block in self.cells.blocks():
-            left = block
-            for array, cells in zip(found, limits, strict=True):
-                left = left.where(left.cell > cells[left.series])
-                _add(array, left.series, left.minute, left.spans)
+            longer = block.where(block.cell > cells[block.series])
+            _add(found, longer.series, longer.minute, longer.spans)
         return found
 
     def spreads(self, groups: Ints, count: int, minutes: slice) -> Floats:
@@ -207,24 +223,25 @@ class Panel:
         found: Floats = self.spreads(np.where(series, 0, -1), 1, minutes)[0]
         return found
 
-    def mean_cell(self, groups: Ints, count: int, which: Bools) -> Floats:
-        """The mean cell of the spans of each group, of the series `which`, by minute; NaN without spans."""
-        size = count * self.span.count
-        total, position = np.zeros(size), np.zeros(size)
-        for block in self.cells.blocks():
-            inside = which[block.series]
-            at = groups[block.series[inside]] * self.span.count + block.minute[inside]
-            spans = block.spans[inside].astype(float)
-            total += np.bincount(at, weights=spans, minlength=size)
-            position += np.bincount(at, weights=spans * block.cell[inside], minlength=size)
+    def mean_cell(self, by: Sequence[str], kinds: Sequence[str]) -> Floats:
+        """The mean cell of the spans of some kinds, by group of `by` and minute; NaN without spans."""
+        names, source = tuple(by), self._of_grain()
+        keys, _, number = source.groups(names)
+        values, kind = source.grain.groups(("kind",))
+        of = np.where(values["kind"].is_in(kinds).to_numpy()[kind], source.grain.groups(names)[1], -1)
+        key = (names, tuple(kinds))
+        each = [one.middle(key, of, len(number)) for one in source.slices]
+        found = np.full((keys.height, self.span.count), np.nan)
+        inside = np.flatnonzero(number >= 0)
         with np.errstate(divide="ignore", invalid="ignore"):
-            found: Floats = position / total
-        return found.reshape(count, self.span.count)
+            for minute, (spans, position) in enumerate(each):
+                found[number[inside], minute] = (position / spans)[inside]
+        return found
 
 
 def cell_values_ns(positions: Floats) -> Floats:
     """The durations in ns that positions of `Panel.cell` stand for: the middle of their bounds."""
-    index = (positions + _FIRST_CELL + 0.5) * BUCKETS_PER_CELL
+    index = (positions + FIRST_CELL + 0.5) * BUCKETS_PER_CELL
     found: Floats = np.where(index <= 0, 0.0, GAMMA**index)
     return found
 
@@ -249,13 +266,3 @@ def quantile_ns(spread: Floats, q: float) -> float | None:
 def _add(array: Floats, series: Ints, minute: Ints, values: npt.NDArray[Any]) -> None:
     """Add values to an array of series x minutes."""
     np.add.at(array.reshape(-1), series * array.shape[1] + minute, values.astype(array.dtype))
-
-
-def _totals(at: Ints, values: npt.NDArray[Any], size: int) -> tuple[Ints, npt.NDArray[Any]]:
-    """The different numbers below `size`, in order, and the sum of the values of each."""
-    if size <= 8 * len(at):
-        total = np.bincount(at, weights=values, minlength=size)
-        filled: Ints = np.flatnonzero(total)
-        return filled, total[filled]
-    filled, of = np.unique(at, return_inverse=True)
-    return filled, np.bincount(of, weights=values, minlength=len(filled))

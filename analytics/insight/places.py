@@ -126,7 +126,7 @@ def _worst_operation(panel: Panel, measure: Measure | Rated, which: Bools, since
 
 def goes_on(measure: Measure | Rated, which: Bools, since: int) -> bool:
     """Whether the last two minutes still have a good part of the excess that the stretch has on average."""
-    observed, expected = (array[which] for array in (measure.observed, measure.expected))
+    observed, expected = measure.rows(which).arrays()[:2]
     whole = observed[:, since:].sum() / max(expected[:, since:].sum(), 0.5)
     last = observed[:, -2:].sum() / max(expected[:, -2:].sum(), 0.5)
     return bool(last - 1 >= _GOES_ON * (whole - 1) and last >= _EFFECT_MIN)

@@ -104,7 +104,7 @@ def _operations(
 def hurt(panel: Panel, measure: Measure | Rated, which: Bools, since: int, by: Sequence[str]) -> Hurt:
     """Which values of `by`, among the series `which`, are hurt from minute `since` on."""
     keys = panel.keys.filter(pl.Series(which)).select(by)
-    groups = keys.unique(maintain_order=True)
+    groups = keys.unique().sort(by, nulls_last=True)
     of = keys.join(groups.with_row_index("group"), on=list(by), how="left", maintain_order="left", nulls_equal=True)
     stretch = measure.rows(which).by(of["group"].to_numpy().astype(np.intp), groups.height)
     observed, expected, _, spans = (array[:, since:].sum(1, dtype=float) for array in stretch.arrays())

@@ -28,7 +28,7 @@ def find(scene: Scene) -> list[Finding]:
     if not calling.any() or not serving.any():
         return []
     keys, of = panel.groups(_BY)
-    groups = scene.judged(keys, of, scene.measure("base", "errors").only(calling).by(of, keys.height), "errors")
+    groups = scene.over(keys, of, scene.measure("base", "errors").only(calling), "errors")
     found = []
     for index in np.flatnonzero(groups.flagged):
         region, service, _ = keys.row(int(index))

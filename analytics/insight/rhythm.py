@@ -15,8 +15,8 @@ from typing import Any
 import polars as pl
 
 from analytics.change import INSUFFICIENT, duration
-from analytics.insight.evidence import DESTINATION
 from analytics.insight.finding import Finding
+from analytics.insight.grains import DESTINATION
 from analytics.insight.seasons import COMPARED_SCHEMA, UNUSUAL, compared
 from analytics.rollup.sets import BASE, DimensionSet
 from analytics.rollup.windows import Values

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import cached_property
@@ -12,10 +12,12 @@ import polars as pl
 from statsmodels.stats.multitest import multipletests
 
 from analytics.insight import baselines
-from analytics.insight.baselines import Scan
-from analytics.insight.evidence import Evidence, Grain
+from analytics.insight.baselines import Least, Scan
+from analytics.insight.evidence import Evidence
+from analytics.insight.grains import Grain
 from analytics.insight.measures import Bools, Floats, Ints, Measure, Rated, Span, dense, summed
 from analytics.insight.panel import Panel
+from analytics.insight.tallies import Tallied, Tally
 from collector.config import InsightConfig
 
 STRATA = {
@@ -34,17 +36,68 @@ HISTORY_MIN = 15
 """Minutes of history under which nothing is said."""
 
 
-@dataclass(frozen=True)
 class Groups:
-    """A level of places: `keys` a row each, `of` the group of each series of the panel, and its scan and p values
-    corrected over the level (Benjamini and Hochberg 1995); `flagged` those that stand out."""
+    """A level of places: `keys` a row each, `of` the group of each series of the panel."""
 
-    keys: pl.DataFrame
-    of: Ints
-    measure: Measure | Rated
-    scan: Scan
-    p_corrected: Floats
-    flagged: Bools
+    def __init__(
+        self, keys: pl.DataFrame, of: Ints, sums: Callable[[], Measure | Rated], judged: Judged, quiet: bool = False
+    ) -> None:
+        """`sums` gives the measure by group. `quiet`: nothing can stand out, by the last minutes alone."""
+        self.keys = keys
+        self.of = of
+        self._sums = sums
+        self._judged = judged
+        self._quiet = quiet
+
+    @cached_property
+    def measure(self) -> Measure | Rated:
+        """Sums by group."""
+        return self._sums()
+
+    @cached_property
+    def scan(self) -> Scan:
+        """The scan of each group."""
+        return baselines.scan(self.measure, self._judged.span, self._judged.sign)
+
+    @cached_property
+    def p_corrected(self) -> Floats:
+        """p values corrected over the level (Benjamini and Hochberg 1995), of those with enough trials."""
+        tested = self._tested
+        corrected = np.ones(len(self.scan.p))
+        if tested.any():
+            corrected[tested] = multipletests(self.scan.p[tested], method="fdr_bh")[1]
+        return corrected
+
+    @cached_property
+    def flagged(self) -> Bools:
+        """Those that stand out."""
+        if self._quiet:
+            return np.zeros(self.keys.height, dtype=bool)
+        scan, least = self.scan, self._judged.least
+        ratio = scan.ratio if self._judged.sign > 0 else 1 / scan.ratio
+        found: Bools = (
+            self._tested
+            & (self.p_corrected <= self._judged.false_discovery_rate)
+            & (scan.z >= least.deviation)
+            & (ratio >= least.ratio)
+            & (np.abs(scan.observed - scan.expected) >= least.events)
+        )
+        return found
+
+    @property
+    def _tested(self) -> Bools:
+        found: Bools = self.scan.trials >= self._judged.least.trials
+        return found
+
+
+@dataclass(frozen=True)
+class Judged:
+    """How groups are judged: too many events (`sign` 1) or too few (-1), and what is worth telling."""
+
+    span: Span
+    sign: int
+    least: Least
+    false_discovery_rate: float
 
 
 class Scene:
@@ -61,7 +114,7 @@ class Scene:
         self._panels: dict[str, Panel] = {}
         self._coarse: dict[str, Panel] = {}
         self._thresholds: dict[str, Floats] = {}
-        self._counted: dict[tuple[str, str], Floats] = {}
+        self._tallies: dict[str, tuple[Tally, Tally]] = {}
         self._measures: dict[tuple[str, str], Rated] = {}
         self._levels: dict[tuple[str, str, tuple[str, ...], int], Groups] = {}
 
@@ -95,34 +148,33 @@ class Scene:
         key = (name, what)
         if key not in self._measures:
             panel = self.panel(name)
-            strata_keys, strata = panel.groups(STRATA[name])
-            trials = panel.counts["count"]
             if what in _SLOW:
-                observed = self._slow(name, what, strata)
-            elif what == "misses":
-                observed, trials = panel.counts["misses"], panel.counts["misses"] + panel.counts["hits"]
+                observed: Floats | Tally = self._beyond(name)[_SLOW.index(what)]
             else:
-                observed = self._failed(name)
-            self._measures[key] = baselines.rates(observed, trials, strata, strata_keys.height, self.span)
+                observed = panel.tally("misses") if what == "misses" else self._failed(name)
+            trials = panel.tally("misses", "hits") if what == "misses" else panel.tally("count")
+            if isinstance(observed, Tally):
+                self._measures[key] = baselines.tallied_rates(observed, trials, STRATA[name], self.span)
+            else:
+                keys, strata = panel.groups(STRATA[name])
+                self._measures[key] = baselines.rates(observed, trials.array, strata, keys.height, self.span)
         return self._measures[key]
 
     def forget(self, name: str, what: str) -> None:
         """Free what `measure` keeps, of what is hardly asked for again; it would be counted anew."""
         self._measures.pop((name, what), None)
 
-    def _slow(self, name: str, what: str, strata: Ints) -> Floats:
-        """Spans beyond one of `thresholds`; both are counted at once, and kept until they are asked for."""
-        if (name, what) not in self._counted:
-            both = self.panel(name).beyond_each([cells[strata] for cells in self.thresholds(name)])
-            self._counted |= {(name, each): array for each, array in zip(_SLOW, both, strict=True)}
-        return self._counted.pop((name, what))
+    def _beyond(self, name: str) -> tuple[Tally, Tally]:
+        if name not in self._tallies:
+            self._tallies[name] = self.panel(name).beyond_strata(STRATA[name], self.thresholds(name))
+        return self._tallies[name]
 
-    def _failed(self, name: str) -> Floats:
+    def _failed(self, name: str) -> Floats | Tally:
         """Errors by series and minute; without those of callers over their quota, which panel base knows."""
         panel, errors = self.panel(name), self.panel("error")
         of_quota = errors.keys["error_type"].is_in(OVER_QUOTA)
         if name != "base" or not of_quota.any():
-            return panel.counts["errors"]
+            return panel.tally("errors")
         quota = errors.where(of_quota)
         by = ["region", "tenant", "service_name", "operation", "kind"]
         # Series that differ by their component alone share what is known of both.
@@ -156,28 +208,28 @@ class Scene:
         """Scan a measure of a panel, summed up by some dimensions."""
         key = (name, what, tuple(by), sign)
         if key not in self._levels:
-            panel = self.panel(name)
-            keys, of = panel.groups(by)
-            measure = self.measure(name, what).by(of, keys.height)
-            self._levels[key] = self.judged(keys, of, measure, what, sign)
+            keys, of = self.panel(name).groups(by)
+            self._levels[key] = self.over(keys, of, self.measure(name, what), what, sign)
         return self._levels[key]
+
+    def over(self, keys: pl.DataFrame, of: Ints, measure: Rated | Measure, what: str = "", sign: int = 1) -> Groups:
+        """Scan a measure of series, summed up by the group `of` each; of all minutes only where the last ones are out
+        of the ordinary."""
+        judged = self._how(what, sign)
+        quiet = False
+        if isinstance(measure, Tallied) and self.span.recent >= max(baselines.SCALES):
+            late = measure.last(max(baselines.SCALES)).by(of, keys.height)
+            quiet = not baselines.may_stand_out(late, sign, judged.least).any()
+        return Groups(keys, of, lambda: measure.by(of, keys.height), judged, quiet)
 
     def judged(self, keys: pl.DataFrame, of: Ints, measure: Measure | Rated, what: str = "", sign: int = 1) -> Groups:
         """Scan groups, correct their p values over all of them, and flag what stands out."""
-        scan = baselines.scan(measure, self.span, sign)
-        tested = scan.trials >= self.config.volume_min
-        corrected = np.ones(len(scan.p))
-        if tested.any():
-            corrected[tested] = multipletests(scan.p[tested], method="fdr_bh")[1]
-        ratio = scan.ratio if sign > 0 else 1 / scan.ratio
-        flagged = (
-            tested
-            & (corrected <= self.config.false_discovery_rate)
-            & (scan.z >= self.config.deviation_min)
-            & (ratio >= max(self.config.ratio_min, RATIOS.get(what, 0.0)))
-            & (np.abs(scan.observed - scan.expected) >= 10)
-        )
-        return Groups(keys, of, measure, scan, corrected, flagged)
+        return Groups(keys, of, lambda: measure, self._how(what, sign))
+
+    def _how(self, what: str, sign: int) -> Judged:
+        ratio = max(self.config.ratio_min, RATIOS.get(what, 0.0))
+        least = Least(self.config.volume_min, ratio, self.config.deviation_min)
+        return Judged(self.span, sign, least, self.config.false_discovery_rate)
 
 
 def traffic(count: Floats, span: Span) -> Measure:

@@ -69,13 +69,13 @@ def _flagged(
     scene: Scene, keys: pl.DataFrame, measure: Measure | Rated, levels: Sequence[Sequence[str]], what: str
 ) -> Iterator[tuple[float, Groups, int]]:
     for level in levels:
-        names = keys.select(level).unique(maintain_order=True).with_row_index("group")
+        names = keys.select(level).unique().sort(level, nulls_last=True).with_row_index("group")
         of = (
             keys.join(names, on=list(level), maintain_order="left", nulls_equal=True)["group"]
             .to_numpy()
             .astype(np.intp)
         )
-        groups = scene.judged(names.drop("group"), of, measure.by(of, names.height), what)
+        groups = scene.over(names.drop("group"), of, measure, what)
         for index in np.flatnonzero(groups.flagged):
             yield float(groups.scan.z[index]), groups, int(index)
 

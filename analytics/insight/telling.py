@@ -49,7 +49,7 @@ def impact(scene: Scene, panel: Panel, measure: Measure | Rated, which: Bools, s
     sub = panel.keys.filter(pl.Series(which))
     if "tenant" not in sub.columns or sub.is_empty():
         return Impact((), 0, 0.0, 0.0, 0.0)
-    names = sub.select("tenant").unique(maintain_order=True).with_row_index("group")
+    names = sub.select("tenant").unique().sort("tenant").with_row_index("group")
     of = sub.join(names, on="tenant", maintain_order="left")["group"].to_numpy().astype(np.intp)
     stretch = measure.rows(which).by(of, names.height)
     observed, expected, variance, trials = (array[:, since:].sum(1) for array in stretch.arrays())
@@ -78,7 +78,7 @@ def latency_effect(panel: Panel, which: Bools, since: int, what: str = "slow") -
 
 def share_effect(name: str, measure: Measure | Rated, which: Bools, since: int) -> Effect:
     """A share now against what was expected; the interval is Wilson's of now."""
-    observed, expected, _, trials = (float(array[which][:, since:].sum()) for array in measure.arrays())
+    observed, expected, _, trials = (float(array[:, since:].sum()) for array in measure.rows(which).arrays())
     trials = max(trials, 1.0)
     value, base = observed / trials, max(expected / trials, 1e-6)
     low, high = proportion_confint(min(observed, trials), trials, method="wilson")

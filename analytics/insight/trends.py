@@ -16,7 +16,7 @@ from scipy import stats
 from analytics.change import duration
 from analytics.insight import telling
 from analytics.insight.finding import Effect, Finding, Place
-from analytics.insight.measures import Bools, Floats, Ints, summed
+from analytics.insight.measures import Bools, Floats
 from analytics.insight.panel import cell_values_ns
 from analytics.insight.scene import Scene
 
@@ -48,26 +48,35 @@ def find(scene: Scene) -> list[Finding]:
         return []
     serving = panel.keys["kind"].is_in(_SERVING).to_numpy()
     keys, of = panel.groups(_BY)
-    count = summed(panel.counts["count"], np.where(serving, of, -1), keys.height)
-    slow = scene.level("host", "slow", _BY)
+    count = panel.tally("count").by(np.where(serving, of, -1), keys.height)[0]
     busiest = count[:, -8:].min(1) >= _COUNT_PER_MINUTE_MIN
-    candidates = busiest & (slow.scan.ratio > _SLOW_RATIO_MIN)
-    if not candidates.any():
+    if not busiest.any():
         return []
-    typical = _typical_ns(scene, of, keys.height, serving & candidates[of])
-    found = []
-    for index in np.flatnonzero(candidates):
-        value = typical[index]
-        ramp = rising(value, float(np.nanmedian(value[: scene.span.baseline])))
+    # The typical duration: of the mean cell, so that outliers weigh little.
+    typical = cell_values_ns(panel.mean_cell(_BY, _SERVING))
+    ramps = {}
+    for index in np.flatnonzero(busiest & _may_rise(typical)):
+        ramp = rising(typical[index], float(np.nanmedian(typical[index, : scene.span.baseline])))
         if ramp is not None:
-            found.append(_told(scene, keys.row(int(index)), ramp, value, count[index]))
+            ramps[int(index)] = ramp
+    if not ramps:
+        return []
+    slow = scene.level("host", "slow", _BY).scan.ratio > _SLOW_RATIO_MIN
+    return [
+        _told(scene, keys.row(index), ramp, typical[index], count[index])
+        for index, ramp in ramps.items()
+        if slow[index]
+    ]
+
+
+def _may_rise(values: Floats) -> Bools:
+    """Which rows go with time over one of _MINUTES as much as `rising` asks for."""
+    found = np.zeros(len(values), dtype=bool)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        for minutes in _MINUTES:
+            if minutes <= values.shape[1]:
+                found |= concordance(np.log(values[:, -minutes:])) >= _TAU_MIN - 1e-6
     return found
-
-
-def _typical_ns(scene: Scene, of: Ints, count: int, which: Bools) -> Floats:
-    """The typical duration in ns by group of some series and minute: of the mean cell, so that outliers weigh
-    little."""
-    return cell_values_ns(scene.panel("host").mean_cell(of, count, which))
 
 
 def rising(values: Floats, usual: float) -> Ramp | None:
@@ -92,11 +101,13 @@ def rising(values: Floats, usual: float) -> Ramp | None:
     return best
 
 
-def concordance(y: Floats) -> float:
-    """Kendall's tau of values and their order, without a p value: most series rise too little to ask for one."""
-    signs = np.sign(y[:, None] - y[None, :])[np.tril_indices(len(y), -1)]
-    differing = max(int(np.count_nonzero(signs)), 1)
-    return float(signs.sum() / np.sqrt(len(signs) * differing))
+def concordance(y: Floats) -> Floats:
+    """Kendall's tau of values and their order by row, without a p value: most series rise too little to ask for one."""
+    later, earlier = np.tril_indices(y.shape[-1], -1)
+    signs = np.sign(y[..., later] - y[..., earlier])
+    differing = np.maximum(np.count_nonzero(signs, axis=-1), 1)
+    found: Floats = signs.sum(axis=-1) / np.sqrt(len(later) * differing)
+    return found
 
 
 def _is_ramp(y: Floats, x: Floats, slope: float, intercept: float) -> bool:

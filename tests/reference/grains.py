@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import polars as pl
 
-from analytics.insight.evidence import CELLS_SCHEMA, Grain
+from analytics.insight.grains import CELLS_SCHEMA, Grain
 
 
 def grain_of(dimensions: tuple[str, ...], counts: pl.DataFrame, cells: pl.DataFrame | None = None) -> Grain:

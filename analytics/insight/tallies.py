@@ -1,0 +1,180 @@
+"""Counts by series and minute as they lie: one minute after the other, what is there alone.
+
+A series has spans in a quarter of the minutes or fewer, and most of what is asked for are sums over series.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import numpy as np
+import polars as pl
+
+from analytics.insight.grains import Grain
+from analytics.insight.measures import Bools, Floats, Ints, Measure, Rated
+from analytics.insight.slices import Numbers, Slice
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where the series of a panel come from: the minutes of a grain, and which series of the panel each of the grain's
+    is (-1 of none)."""
+
+    grain: Grain
+    slices: Sequence[Slice]
+    number: Ints
+    _grouped: dict[tuple[str, ...], tuple[pl.DataFrame, Ints, Ints]] = field(default_factory=dict, init=False)
+    _tallies: dict[tuple[str, ...], Tally] = field(default_factory=dict, init=False)
+
+    @cached_property
+    def series(self) -> Ints:
+        """The series of the grain that each one of the panel is."""
+        return np.flatnonzero(self.number >= 0)
+
+    def groups(self, by: tuple[str, ...]) -> tuple[pl.DataFrame, Ints, Ints]:
+        """The different values of the panel's series in order, which of them each has, and the number that each group
+        of the grain has here (-1 of none)."""
+        if by not in self._grouped:
+            self._grouped[by] = self._groups(by)
+        return self._grouped[by]
+
+    def _groups(self, by: tuple[str, ...]) -> tuple[pl.DataFrame, Ints, Ints]:
+        values, of = self.grain.groups(by)
+        mine = of[self.series]
+        used = np.bincount(mine, minlength=values.height) > 0
+        kept = values.with_row_index("group").filter(pl.Series(used)).sort(by, nulls_last=True)
+        number = np.full(values.height, -1, dtype=np.intp)
+        number[kept["group"].to_numpy()] = np.arange(kept.height)
+        return kept.drop("group"), number[mine], number
+
+    def tally(self, *names: str) -> Tally:
+        """The sum of some counts."""
+        if names not in self._tallies:
+            self._tallies[names] = Tally("+".join(names), [one.count(*names) for one in self.slices], self)
+        return self._tallies[names]
+
+
+class Tally:
+    """Counts of all series of a panel: for each minute those of the rows of its slice. `name` says what is counted."""
+
+    def __init__(self, name: str, values: Sequence[Numbers], source: Source, number: Ints | None = None) -> None:
+        self.source = source
+        self._name = name
+        self._minutes = [
+            (one.series, counts) for one, counts in zip(source.slices[-len(values) :], values, strict=True)
+        ]
+        self._number = source.number if number is None else number
+        self._size = len(source.series)
+        self._sums: dict[tuple[str, ...], Floats] = {}
+
+    @cached_property
+    def array(self) -> Floats:
+        """All of them: series x minutes."""
+        return self.rows(np.arange(self._size))
+
+    def rows(self, which: Ints | Bools) -> Floats:
+        """Those of some series x minutes."""
+        chosen = np.flatnonzero(which) if which.dtype == bool else which
+        place = np.full(self._size + 1, -1, dtype=np.intp)
+        place[chosen] = np.arange(len(chosen))
+        place = place[self._number]
+        found = np.zeros((len(self._minutes), len(chosen)), dtype=np.float32)
+        for of_minute, (series, values) in zip(found, self._minutes, strict=True):
+            at = place[series]
+            inside = at >= 0
+            of_minute[at[inside]] = values[inside]
+        return np.ascontiguousarray(found.T)
+
+    def by(self, groups: Ints, count: int, weights: Sequence[Floats] = ()) -> list[Floats]:
+        """Sums over the series of each group: an array of `count` x minutes of the counts, and one of them times each
+        of `weights` (by series). Group -1 is left out."""
+        of = np.append(np.where(groups < 0, count, groups), count)[self._number]
+        factors = [np.append(weight, 0.0)[self._number] for weight in weights]
+        found = np.empty((1 + len(weights), len(self._minutes), count + 1))
+        for at, (series, values) in enumerate(self._minutes):
+            group = of[series]
+            found[0, at] = np.bincount(group, values, count + 1)
+            for each, factor in zip(found[1:, at], factors, strict=True):
+                each[:] = np.bincount(group, factor[series] * values, count + 1)
+        return [array[:, :count].T.astype(np.float32, order="C") for array in found]
+
+    def by_names(self, by: tuple[str, ...]) -> Floats:
+        """Sums over the series of each group of `Source.groups`; of a tally of all series."""
+        if by not in self._sums:
+            self._sums[by] = self._by_names(by)
+        return self._sums[by]
+
+    def _by_names(self, by: tuple[str, ...]) -> Floats:
+        keys, _, number = self.source.groups(by)
+        of = self.source.grain.groups(by)[1]
+        found = np.zeros((keys.height, len(self._minutes)), dtype=np.float32)
+        slices = self.source.slices[-len(self._minutes) :]
+        for at, (one, (_, values)) in enumerate(zip(slices, self._minutes, strict=True)):
+            groups, sums = one.sums(self._name, by, of, values)
+            found[number[groups], at] = sums
+        return found
+
+    def total(self, minutes: int, out: Bools, strata: Ints) -> Floats:
+        """Sums by series over the first minutes, but for those that each stratum leaves `out` (strata x minutes)."""
+        found = self.source.grain.totals.of(self._name, self._minutes[:minutes], len(self._number)).copy()
+        of = np.append(strata, 0)[self._number]
+        for minute in np.flatnonzero(out[:, :minutes].any(0)):
+            series, values = self._minutes[minute]
+            left = out[:, minute][of[series]]
+            found[series[left]] -= values[left]
+        return found[self.source.series]
+
+    def only(self, which: Bools) -> Tally:
+        """The same series, but nothing in those that are not of `which`."""
+        kept = np.append(np.where(which, np.arange(self._size), -1), -1)
+        return Tally(self._name, [values for _, values in self._minutes], self.source, kept[self._number])
+
+    def last(self, minutes: int) -> Tally:
+        """The last minutes alone."""
+        return Tally(self._name, [values for _, values in self._minutes[-minutes:]], self.source, self._number)
+
+
+class Tallied(Rated):
+    """As `Rated`, of tallies; arrays of all series are made where they are asked for."""
+
+    tallies: tuple[Tally, Tally]
+
+    def __init__(self, observed: Tally, trials: Tally, rate: Floats) -> None:
+        for name, value in (("tallies", (observed, trials)), ("rate", rate)):
+            object.__setattr__(self, name, value)
+
+    @property
+    def observed(self) -> Floats:
+        """Counts of all series."""
+        return self.tallies[0].array
+
+    @property
+    def trials(self) -> Floats:
+        """What they are a share of."""
+        return self.tallies[1].array
+
+    def by(self, groups: Ints, count: int) -> Measure:
+        """Sums over the series of each group."""
+        rate = self.rate[:, 0].astype(float)
+        observed, trials = self.tallies
+        tried, expected, variance = trials.by(groups, count, (rate, rate * (1 - rate)))
+        return Measure(observed.by(groups, count)[0], expected, variance, tried)
+
+    def rows(self, which: Ints | Bools) -> Rated:
+        """Some of the series."""
+        observed, trials = self.tallies
+        return Rated(observed.rows(which), trials.rows(which), self.rate[which])
+
+    def only(self, which: Bools) -> Rated:
+        """All series, but nothing in those that are not of `which`."""
+        if which.all():
+            return self
+        observed, trials = self.tallies
+        return Tallied(observed.only(which), trials.only(which), self.rate)
+
+    def last(self, minutes: int) -> Rated:
+        """The last minutes alone, expected at the same rates."""
+        observed, trials = self.tallies
+        return Tallied(observed.last(minutes), trials.last(minutes), self.rate)
