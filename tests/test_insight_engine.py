@@ -195,6 +195,27 @@ def test_a_release_that_mends_a_bad_one_is_not_told() -> None:
     assert [one.version for one in told(mended, BEGIN + 4)] == ["1.1"]
 
 
+@pytest.mark.parametrize(("own", "kind"), [(False, "instance"), (True, "deploy")])
+def test_a_version_is_not_blamed_for_what_it_waits_for(own: bool, kind: str) -> None:
+    """The north's gateway has a new version since a minute before: a host of the cache is slow, or the gateway is."""
+    calls = platform() if own else changed(ON_HOST, served=pl.col("served") * 4)
+    began = NOON.replace(tzinfo=None) + timedelta(minutes=BEGIN)
+    new = (pl.col("service_name") == "gateway") & (pl.col("region") == "north")
+    new &= pl.col("start_time") >= began - timedelta(minutes=1)
+    made = spans(calls)
+    requests = made.filter(pl.col("kind") == "client").with_columns(
+        span_id="g" + pl.col("trace_id"), kind=pl.lit("server"), component=pl.lit("http"),
+        duration_ns=pl.when(own & new & (pl.col("start_time") >= began))
+        .then(pl.col("duration_ns") + 3_000_000).otherwise(pl.col("duration_ns") + 50_000),
+    )  # fmt: skip
+    both = pl.concat([made, requests]).with_columns(
+        service_version=pl.when(new).then(pl.lit("10")).otherwise("service_version")
+    )
+    found = findings(of_spans(both), NOON + timedelta(minutes=MINUTES), HOUR)
+    assert found[0].kind == kind
+    assert own or "deploy" not in {one.kind for one in found}
+
+
 def test_a_harmless_version_is_no_finding() -> None:
     assert told(changed(ON_HOST, version=pl.lit("1.1"))) == []
 

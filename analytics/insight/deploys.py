@@ -29,6 +29,9 @@ _EXCESS_MIN = 6
 _RAN_WELL_MINUTES = 5
 _RAN_WELL_P = 0.001
 _ELSEWHERE_MAX = 0.6
+_CALLING = ("client", "producer")
+_CALLED_SHARE_MIN = 0.5
+_LAST_MINUTES = 3
 
 
 @dataclass(frozen=True)
@@ -94,7 +97,7 @@ def _judged(scene: Scene, release: Release, all_new: set[str], what: str) -> Fin
     panel, measure = scene.panel("version"), scene.measure("version", what)
     of_service = (panel.keys["service_name"] == release.service).to_numpy()
     # Its calls are judged at the services that it calls.
-    of_service &= ~panel.keys["kind"].is_in(["client", "producer"]).to_numpy()
+    of_service &= ~panel.keys["kind"].is_in(_CALLING).to_numpy()
     is_new = of_service & (panel.keys["service_version"] == release.version).to_numpy()
     if release.followers and _got_worse(scene, what, is_new, release.first, release.last + 1):
         is_new |= of_service & panel.keys["service_version"].is_in(release.followers).to_numpy()
@@ -116,9 +119,11 @@ def _judged(scene: Scene, release: Release, all_new: set[str], what: str) -> Fin
     ratio = _standardised_ratio(events, tried)
     if low < _ODDS_LOW_MIN or ratio < scene.config.ratio_min or p > scene.config.false_discovery_rate:
         return None
-    last = max(since, scene.span.count - 3)
+    last = max(since, scene.span.count - _LAST_MINUTES)
     # What was bad once is over.
     if not _got_worse(scene, what, is_new, last, scene.span.count) or _ran_well(scene, what, is_new, release.first):
+        return None
+    if _only_waits(scene, what, is_new, since):
         return None
     return _told(scene, release, what, is_new, since, concurrent, (p, odds, low, high, ratio))
 
@@ -165,6 +170,34 @@ def _got_worse(scene: Scene, what: str, is_new: Bools, first: int, end: int) -> 
         array[:, first:end].sum() for array in (measure.observed, measure.expected, measure.variance)
     )
     return bool(observed - expected > 3 * np.sqrt(max(variance, 0.25)) and observed > 1.3 * expected)
+
+
+def _only_waits(scene: Scene, what: str, is_new: Bools, since: int) -> bool:
+    """Whether calls that the new versions make go wrong as well, and hold most of the excess of what they serve.
+
+    It is then of what they call; but where calls of other versions there go well in the last minutes, of how they call.
+    """
+    panel, measure = scene.panel("version"), scene.measure("version", what)
+    calls = panel.keys["kind"].is_in(_CALLING).to_numpy()
+    is_made = calls & _like(panel, is_new, ("region", "service_name", "service_version"))
+    served, called = (
+        float((measure.observed[which] - measure.expected[which])[:, since:].sum()) for which in (is_new, is_made)
+    )
+    if called < _CALLED_SHARE_MIN * served:
+        return False
+    worst = _where(measure, panel, is_new, since)
+    there = is_new & (panel.keys["region"] == worst).to_numpy() if worst else is_new
+    others = calls & _like(panel, there, ("region", "service_name")) & ~is_made
+    last = scene.span.count - _LAST_MINUTES
+    known = float(measure.trials[others][:, last:].sum()) >= scene.config.volume_min
+    return not known or _got_worse(scene, what, others, last, scene.span.count)
+
+
+def _like(panel: Panel, which: Bools, names: tuple[str, ...]) -> Bools:
+    """Series that agree in these dimensions with one of `which`."""
+    _, of = panel.groups(names)
+    found: Bools = np.isin(of, np.unique(of[which]))
+    return found
 
 
 def _ran_well(scene: Scene, what: str, is_new: Bools, first: int) -> bool:
