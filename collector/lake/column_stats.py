@@ -16,6 +16,10 @@ import pyarrow.parquet as pq
 FIELD_ID = b"PARQUET:field_id"
 
 
+_INFINITE = {"inf", "-inf"}
+"""Of floating point numbers, and two words that are rare as bounds of a text."""
+
+
 class Leaf(NamedTuple):
     """A column of a Parquet file: the id that the catalog gives it, and its type."""
 
@@ -96,7 +100,7 @@ def _of_column(chunks: Sequence[pq.ColumnChunkMetaData], leaf: Leaf) -> FileStat
         greatest = _text(max(high for _, high in bounds), leaf.kind)
     except UnicodeDecodeError:
         return None
-    if "\0" in least or "\0" in greatest:
+    if any("\0" in bound or bound in _INFINITE for bound in (least, greatest)):
         return None
     return FileStats(leaf.column_id, size, values, nulls, least, greatest)
 
