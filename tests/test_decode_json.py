@@ -144,12 +144,12 @@ def _converted(span: dict[str, Any]) -> ExportTraceServiceRequest | str:
     document = {"resourceSpans": [{"scopeSpans": [{"spans": [span]}]}]}
     try:
         payload = to_protobuf(json.dumps(document, allow_nan=False).encode())
-        message: ExportTraceServiceRequest = ExportTraceServiceRequest.FromString(payload)
-        return message
     except ValueError:
         return "not JSON"
     except InvalidRequestError as error:
         return str(error)
+    message: ExportTraceServiceRequest = ExportTraceServiceRequest.FromString(payload)
+    return message
 
 
 def _converted_by_messages(span: dict[str, Any]) -> ExportTraceServiceRequest | str:

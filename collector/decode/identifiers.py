@@ -24,7 +24,7 @@ Mask = npt.NDArray[Any]
 def hex_texts(ids: pa.BinaryArray) -> pa.StringArray:
     """Lower-case hex of each element, of whatever length."""
     bounds = offsets(ids)
-    digits = hexlify(content(ids))
+    digits = hexlify(content(ids).data)
     return pa.Array.from_buffers(
         pa.string(), len(ids), [None, pa.py_buffer(bounds * np.int32(2)), pa.py_buffer(digits)]
     )

@@ -16,7 +16,8 @@ LENGTH_MAX = 1 << 13
 """Bytes of what is written here; more is left to python-protobuf."""
 
 
-_LENGTHS = [varint(length) for length in range(LENGTH_MAX + 64)]
+LENGTHS = [varint(length) for length in range(LENGTH_MAX + 64)]
+"""Varints of lengths."""
 _DIGITS_MAX = 18
 """So many decimal digits are always an int64."""
 _BOOLS = {True: b"\x12\x02\x10\x01", False: b"\x12\x02\x10\x00"}
@@ -38,26 +39,24 @@ def plain_attributes(items: object, tag: bytes) -> bytes | None:
         except (KeyError, TypeError, AttributeError, ValueError):
             return None
         written = _key(key) if type(key) is str else None
-        member = _member(name, content)
+        member = _text(content) if name == "stringValue" and type(content) is str else _member(name, content)
         if written is None or member is None:
             return None
         length = len(written) + len(member)
         if length > LENGTH_MAX:
             return None
-        parts += (tag, _LENGTHS[length], written, member)
+        parts += (tag, LENGTHS[length], written, member)
     return b"".join(parts)
 
 
 @lru_cache(4096)
 def _key(key: str) -> bytes | None:
     text = key.encode()
-    return b"\x0a" + _LENGTHS[len(text)] + text if len(text) < 256 else None
+    return b"\x0a" + LENGTHS[len(text)] + text if len(text) < 256 else None
 
 
 def _member(name: str, content: object) -> bytes | None:
-    """Field `value` of a KeyValue."""
-    if name == "stringValue" and type(content) is str:
-        return _text(content)
+    """Field `value` of a KeyValue that holds no text."""
     if name == "intValue":
         return _integer(content)
     if name == "boolValue" and type(content) is bool:
@@ -67,12 +66,20 @@ def _member(name: str, content: object) -> bytes | None:
     return None
 
 
+def _text_head(size: int) -> bytes:
+    length = LENGTHS[size]
+    return b"\x12" + LENGTHS[1 + len(length) + size] + b"\x0a" + length
+
+
+_SHORT_HEADS = [_text_head(size) for size in range(256)]
+
+
 def _text(content: str) -> bytes | None:
     text = content.encode()
-    if len(text) >= LENGTH_MAX:
-        return None
-    length = _LENGTHS[len(text)]
-    return b"\x12" + _LENGTHS[1 + len(length) + len(text)] + b"\x0a" + length + text
+    size = len(text)
+    if size < len(_SHORT_HEADS):
+        return _SHORT_HEADS[size] + text
+    return _text_head(size) + text if size < LENGTH_MAX else None
 
 
 def _integer(content: object) -> bytes | None:
@@ -83,5 +90,5 @@ def _integer(content: object) -> bytes | None:
         number = content
     else:
         return None
-    written = _LENGTHS[number] if number < LENGTH_MAX else varint(number)
-    return b"\x12" + _LENGTHS[1 + len(written)] + b"\x18" + written
+    written = LENGTHS[number] if number < LENGTH_MAX else varint(number)
+    return b"\x12" + LENGTHS[1 + len(written)] + b"\x18" + written

@@ -11,12 +11,11 @@ import struct
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from collector.decode.json_attributes import LENGTH_MAX, plain_attributes
+from collector.decode.json_attributes import LENGTH_MAX, LENGTHS, plain_attributes
 from collector.varint import varint
 
 Write = Callable[[Any], bytes | None]
 
-_LENGTHS = [varint(length) for length in range(LENGTH_MAX)]
 _DIGITS_MAX = 19
 """So many decimal digits are always a uint64."""
 _UINT32_MAX = (1 << 32) - 1
@@ -42,7 +41,7 @@ def delimited(tag: bytes, messages: Iterable[bytes]) -> list[bytes]:
     pieces: list[bytes] = []
     for message in messages:
         length = len(message)
-        pieces += (tag, _LENGTHS[length] if length < LENGTH_MAX else varint(length), message)
+        pieces += (tag, LENGTHS[length] if length < LENGTH_MAX else varint(length), message)
     return pieces
 
 
@@ -69,7 +68,7 @@ def _text(tag: bytes) -> Write:
         if type(value) is not str:
             return None
         text = value.encode()
-        return tag + _LENGTHS[len(text)] + text if len(text) < LENGTH_MAX else None
+        return tag + LENGTHS[len(text)] + text if len(text) < LENGTH_MAX else None
 
     return write
 
@@ -85,7 +84,9 @@ def _time(tag: bytes) -> Write:
 
 def _number(tag: bytes, most: int) -> Write:
     def write(value: object) -> bytes | None:
-        return tag + varint(value) if type(value) is int and 0 <= value <= most else None
+        if type(value) is not int or not 0 <= value <= most:
+            return None
+        return tag + (LENGTHS[value] if value < LENGTH_MAX else varint(value))
 
     return write
 
@@ -110,7 +111,7 @@ def _status(value: object) -> bytes | None:
     told = b"" if message is None else _status_message(message)
     if written is None or told is None or len(told) > LENGTH_MAX - 8:
         return None
-    return b"\x7a" + _LENGTHS[len(written) + len(told)] + written + told
+    return b"\x7a" + LENGTHS[len(written) + len(told)] + written + told
 
 
 _status_code, _status_message = _number(b"\x18", _ENUM_MAX), _text(b"\x12")

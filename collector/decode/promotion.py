@@ -225,7 +225,8 @@ class Promotion:
         if not rows.size and not from_resource:
             return pa.nulls(self._count, arrow_type)
         dtype = _DTYPES[arrow_type]
-        values, known = np.zeros(self._count, dtype), np.zeros(self._count, np.bool_)
+        values: npt.NDArray[Any] = np.zeros(self._count, dtype)
+        known = np.zeros(self._count, np.bool_)
         if from_resource:
             given = [resource.columns.get(column, (0, 0))[1] for resource in self._resources]
             values = np.array(given, dtype)[self._resource]

@@ -33,18 +33,20 @@ def by_tenant_and_time(spans: pa.Table) -> pa.Table:
 def ascending(rank: npt.NDArray[np.int32], time_ns: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
     """Positions by rank, then time, then position; neither rank nor time is negative, and there is at least one.
 
-    Where all three fit into 63 bits, as they do but for times days apart, they are sorted as one number: in a fifth of
-    the time of numpy's `lexsort`.
+    Where all three fit into 63 bits, as they do but for times days apart, they are sorted as one number, in a
+    fraction of the time of numpy's `lexsort`.
     """
     since_ns = time_ns - time_ns.min()
     _, time_bits, position_bits = bits = [int(most).bit_length() for most in (rank.max(), since_ns.max(), len(rank))]
     if sum(bits) > 63:
         return np.lexsort((time_ns, rank))
-    key = rank.astype(np.int64) << time_bits
-    key = (key | since_ns) << position_bits
-    key |= np.arange(len(key))
+    key: npt.NDArray[np.int64] = rank.astype(np.int64)
+    for bits_of_next, following in ((time_bits, since_ns), (position_bits, np.arange(len(rank)))):
+        key <<= bits_of_next
+        key |= following
     key.sort()
-    return key & (1 << position_bits) - 1
+    key &= (1 << position_bits) - 1
+    return key
 
 
 def _taken(column: pa.Array, order: pa.Array) -> pa.Array:
