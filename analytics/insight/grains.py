@@ -250,10 +250,12 @@ def _known(names: pl.DataFrame, keys: pl.DataFrame) -> tuple[pl.DataFrame, pl.Se
     series = _numbered(names, keys)["series"]
     if not series.null_count():
         return keys, series
-    new = names.filter(series.is_null()).unique(maintain_order=True)
+    unknown = names.filter(series.is_null())
+    new = unknown.unique(maintain_order=True)
+    numbers = _numbered(unknown, new)["series"] + keys.height
+    series = series.scatter(series.is_null().arg_true(), numbers)
     # With buffers of its own: a few texts of a frame would keep those of all of its rows.
-    keys = pl.concat([keys, pl.DataFrame(new.to_arrow())])
-    return keys, _numbered(names, keys)["series"]
+    return pl.concat([keys, pl.DataFrame(new.to_arrow())]), series
 
 
 def _repeats(rows: pl.DataFrame) -> bool:
