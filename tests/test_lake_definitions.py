@@ -96,4 +96,4 @@ def test_conditions_on_groups_get_past_the_quantiles(root: Path) -> None:
         with lake.read() as reader:
             plan = reader.row(f"EXPLAIN (FORMAT json) {asked}")[1]
     assert "DELIM" not in plan
-    assert plan.count("FILTER") <= 1
+    assert "SCAN" in plan
