@@ -87,3 +87,13 @@ def test_what_was_dropped_comes_back(root: Path) -> None:
         lake.ensure(COLLECTOR_DEFINITIONS)
         with lake.read() as reader:
             assert reader.rows("SELECT count(*) FROM errors") == [(0,)]
+
+
+def test_conditions_on_groups_get_past_the_quantiles(root: Path) -> None:
+    asked = "FROM service_edges WHERE window_start >= TIMESTAMP '2026-01-01'"
+    with Lake(Location(root), read_only=False) as lake:
+        jobs.prepare(lake)
+        with lake.read() as reader:
+            plan = reader.row(f"EXPLAIN (FORMAT json) {asked}")[1]
+    assert "DELIM" not in plan
+    assert "SCAN" in plan

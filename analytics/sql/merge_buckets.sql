@@ -1,19 +1,9 @@
 CREATE OR REPLACE MACRO merge_buckets(list_of_maps) AS (
     -- As in latency_quantile_ns, equal cells are counted first, in the order of buckets.
-    SELECT map(
-        indexes,
-        list_transform(indexes, lambda i, n: list_sum(
-            counts[list_position(buckets, i):COALESCE(list_position(buckets, indexes[n + 1]) - 1, len(counts))]
-        )::UBIGINT)
-    )
-    FROM (
-        SELECT buckets, counts, list_sort(list_distinct(buckets)) AS indexes
-        FROM (
-            SELECT
-                list_transform(map_keys(cell_counts), lambda c: ((c >> 52)::SMALLINT - 1)::SMALLINT) AS buckets,
-                list_transform(map_entries(cell_counts), lambda c: (c.key & ((1::BIGINT << 52) - 1)) * c.value) AS counts
-            FROM (
-                SELECT COALESCE(
+    list_transform(
+        list_transform(
+            list_transform(
+                [COALESCE(
                     list_aggregate(
                         list_transform(
                             flatten(list_transform(list_of_maps, lambda m: map_entries(m))),
@@ -22,8 +12,24 @@ CREATE OR REPLACE MACRO merge_buckets(list_of_maps) AS (
                         'histogram'
                     ),
                     CASE WHEN list_of_maps IS NOT NULL THEN MAP {} END
-                ) AS cell_counts
-            )
+                )],
+                lambda h: {
+                    'buckets': list_transform(map_keys(h), lambda c: ((c >> 52)::SMALLINT - 1)::SMALLINT),
+                    'counts': list_transform(map_entries(h), lambda c: (c.key & ((1::BIGINT << 52) - 1)) * c.value)
+                }
+            ),
+            lambda s: {
+                'buckets': s.buckets, 'counts': s.counts, 'indexes': list_sort(list_distinct(s.buckets))
+            }
+        ),
+        lambda s: map(
+            s.indexes,
+            list_transform(s.indexes, lambda i, n: list_sum(
+                s.counts[
+                    list_position(s.buckets, i)
+                    :COALESCE(list_position(s.buckets, s.indexes[n + 1]) - 1, len(s.counts))
+                ]
+            )::UBIGINT)
         )
-    )
+    )[1]
 )
