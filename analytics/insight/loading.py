@@ -151,7 +151,7 @@ class Source:
         grains = {name: self._grain(getattr(before, name), table, seen) for name, (table, _) in TABLES.items()}
         served = grains["base"].keys["kind"].is_in(_SERVED).any()
         new = [_steady(pl.concat(demand), served)] if demand else []
-        return replace(before, **grains, demand=pl.concat([before.demand, *new]))
+        return replace(before, demand=pl.concat([before.demand, *new]), **grains)  # type: ignore[arg-type]
 
     def _grain(self, before: Grain, table: str, seen: Callable[[pl.DataFrame], pl.DataFrame]) -> Grain:
         """A grain continued; rows of the base set, which carry the counts by second, go through `seen`."""

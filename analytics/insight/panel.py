@@ -107,6 +107,7 @@ class Panel:
     counts: Counts
     cells: Cells
     source: Source | None = None
+    _tallies: dict[tuple[str, ...], Tally] = field(default_factory=dict, init=False, repr=False)
     _grouped_by: dict[tuple[str, ...], tuple[pl.DataFrame, Ints]] = field(default_factory=dict, init=False, repr=False)
 
     @classmethod
@@ -124,7 +125,10 @@ class Panel:
 
     def tally(self, *names: str) -> Tally:
         """The sum of some counts of `grains.COUNTS`; of a panel of a grain."""
-        return self._of_grain().tally(*names)
+        # Kept here: a source that knew its tallies would stay in memory until cycles are looked for.
+        if names not in self._tallies:
+            self._tallies[names] = self._of_grain().tally(*names)
+        return self._tallies[names]
 
     def where(self, which: pl.Series) -> Panel:
         """The series of which `which` (Boolean) is true."""

@@ -46,7 +46,7 @@ class Slice:
 
     def count(self, *names: str) -> Numbers:
         """A column of the rows, or the sum of several."""
-        return self._keep(names, lambda: sum(self._rows[name].to_numpy() for name in names))
+        return self._keep(names, lambda: self._counts(names))
 
     def sums(self, name: str, key: Hashable, of: Ints, values: Numbers) -> tuple[Ints, Numbers]:
         """The groups of the rows, and the sum of what a row has (`values`, as they are called `name`) of each."""
@@ -89,6 +89,12 @@ class Slice:
         found: Result = self._known[key]
         return found
 
+    def _counts(self, names: tuple[str, ...]) -> Numbers:
+        found: Numbers = self._rows[names[0]].to_numpy()
+        for name in names[1:]:
+            found = found + self._rows[name].to_numpy()
+        return found
+
     def _columns(self) -> tuple[Numbers, Numbers, Numbers]:
         series, cell, spans = (self._cells[name].to_numpy() for name in ("series", "cell", "spans"))
         return series, cell - FIRST_CELL, spans
@@ -105,7 +111,8 @@ class Slice:
         if not inside.all():
             group, cell, spans = group[inside], cell[inside], spans[inside]
         weight = spans.astype(float)
-        return np.bincount(group, weight, count), np.bincount(group, weight * cell, count)
+        found = [np.bincount(group, each, count).astype(float) for each in (weight, weight * cell)]
+        return found[0], found[1]
 
     def _beyond(self, of: Ints, limits: Floats, cells: Ints | slice) -> tuple[Numbers, Numbers]:
         series, cell, spans = (column[cells] for column in self._columns())
@@ -117,10 +124,12 @@ class Slice:
             found.append(by_series[self.series].astype(np.uint32))
         return found[0], found[1]
 
-    def _again(self, of: Ints, limits: Floats, mine: Bools, before: tuple[Numbers, Numbers]) -> tuple[Numbers, ...]:
+    def _again(
+        self, of: Ints, limits: Floats, mine: Bools, before: tuple[Numbers, Numbers]
+    ) -> tuple[Numbers, Numbers]:
         """As `_beyond` of the rows `mine`, and what was found before of the others."""
-        new = self._beyond(of, limits, self._cells_of(mine))
-        return tuple(np.where(mine, *both) for both in zip(new, before, strict=True))
+        first, second = self._beyond(of, limits, self._cells_of(mine))
+        return np.where(mine, first, before[0]), np.where(mine, second, before[1])
 
     def _cells_of(self, rows: Bools) -> Ints:
         """Positions of the cells of some rows."""

@@ -26,7 +26,6 @@ class Source:
     slices: Sequence[Slice]
     number: Ints
     _grouped: dict[tuple[str, ...], tuple[pl.DataFrame, Ints, Ints]] = field(default_factory=dict, init=False)
-    _tallies: dict[tuple[str, ...], Tally] = field(default_factory=dict, init=False)
 
     @cached_property
     def series(self) -> Ints:
@@ -51,9 +50,7 @@ class Source:
 
     def tally(self, *names: str) -> Tally:
         """The sum of some counts."""
-        if names not in self._tallies:
-            self._tallies[names] = Tally("+".join(names), [one.count(*names) for one in self.slices], self)
-        return self._tallies[names]
+        return Tally("+".join(names), [one.count(*names) for one in self.slices], self)
 
 
 class Tally:
