@@ -21,7 +21,8 @@ from analytics.insight.explaining import frame
 from analytics.insight.grains import BUCKETS_PER_CELL
 from analytics.insight.measures import Floats
 from analytics.insight.mix import kitagawa
-from analytics.insight.panel import CELLS, quantile_ns
+from analytics.insight.panel import quantile_ns
+from analytics.insight.slices import CELLS
 from analytics.window import Window
 from collector.errors import OperatorError
 from collector.lake.sandbox import Sandbox

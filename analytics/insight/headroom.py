@@ -19,8 +19,9 @@ from analytics.change import duration
 from analytics.insight import telling
 from analytics.insight.finding import Effect, Finding, Place
 from analytics.insight.measures import Bools, Floats, Ints, summed
-from analytics.insight.panel import CELLS, Panel, cell_values_ns
+from analytics.insight.panel import Panel, cell_values_ns
 from analytics.insight.scene import Scene
+from analytics.insight.slices import CELLS
 
 _SERVED = ("server", "consumer")
 _MINUTES_MIN = 40
