@@ -18,6 +18,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -46,19 +47,18 @@ def _command(address: str, body: Path, seconds: float) -> list[str]:
 def measure(folder: Path, cores: Sequence[int], senders: int, seconds: float) -> tuple[float, float]:
     """Spans a second of wall-clock time, and cores that the collector took, where it may run on `cores` alone."""
     load, every = Load(senders=senders), os.sched_getaffinity(0)
+    bodies = [folder / f"body-{number}" for number in range(senders)]
+    for number, body in enumerate(bodies):
+        body.write_bytes(framed(next(iter(load.traffic(number)))))
     os.sched_setaffinity(0, cores)
     with collecting(folder / "data", ENVIRONMENT) as collector:
         os.sched_setaffinity(0, every if len(cores) == len(every) else every - set(cores))
-        before = cpu_seconds(collector.process)
-        running = []
-        for number in range(senders):
-            body = folder / f"body-{number}"
-            body.write_bytes(framed(next(iter(load.traffic(number)))))
-            command = _command(collector.addresses["grpc"], body, seconds)
-            running.append(subprocess.Popen(command, stdout=subprocess.PIPE, text=True))
+        before, began = cpu_seconds(collector.process), time.monotonic()
+        commands = [_command(collector.addresses["grpc"], body, seconds) for body in bodies]
+        running = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for command in commands]
         told = [process.communicate()[0] for process in running]
         os.sched_setaffinity(0, every)
-        taken = cpu_seconds(collector.process) - before
+        taken, seconds = cpu_seconds(collector.process) - before, time.monotonic() - began
         stop(collector, [])
     spans = sum(_answered(text) for text in told) * load.spans_per_request
     stored, _, _ = stored_in(str(folder / "data"))
