@@ -65,9 +65,9 @@ def reduce_footprint() -> None:
 def give_back_large_blocks(larger_than_bytes: int = LARGE_BYTES, kept_bytes: int = LARGE_BYTES) -> None:
     """Let glibc return each larger block to the system when it is freed, and of an arena's free end all but so much.
 
-    It would raise these bounds to the largest block it has seen, up to 32 MiB, and twice that, and keep what is less: of
-    requests and of what they are parsed into, some 60 MiB under full load. Few arenas take 20 MiB less than many; call
-    this before there are threads.
+    It would raise these bounds to the largest block it has seen, up to 32 MiB, and twice that, and keep what is less:
+    of requests and of what they are parsed into, some 60 MiB under full load. Few arenas take 20 MiB less than many;
+    call this before there are threads.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # mallopt(3), of glibc alone
     if mallopt is not None:
