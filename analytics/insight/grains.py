@@ -141,9 +141,8 @@ class Grain:
 
     def slices(self, start: int, count: int) -> list[Slice]:
         """`count` minutes from number `start` on, one after the other."""
-        minute = self.rows["minute"]
         # What this is a part of may know more than what has rows here.
-        inside = range(minute.min(), minute.max() + 1) if len(minute) else range(0)  # type: ignore[arg-type, operator]
+        inside = _minutes(self.rows)
         found = {at: self.known[at] for at in range(start, start + count) if at in inside and at in self.known}
         lacking = [number for number in range(start, start + count) if number not in found]
         bounds = (lacking[0], lacking[-1] + 1) if lacking else (0, 0)
@@ -174,11 +173,9 @@ class Grain:
 
     def _known_before(self, *later: pl.DataFrame) -> dict[int, Slice]:
         """What is known of the minutes that have rows here, and none in `later`."""
-        if self.rows.is_empty():
-            return {}
-        last = min((int(rows["minute"].min()) - 1 for rows in later if rows.height), default=2**31)  # type: ignore[arg-type]
-        mine = range(int(self.rows["minute"].min()), min(int(self.rows["minute"].max()), last) + 1)  # type: ignore[arg-type]
-        return {number: one for number, one in self.known.items() if number in mine}
+        mine = _minutes(self.rows)
+        end = min((_minutes(rows).start for rows in later if rows.height), default=mine.stop)
+        return {number: one for number, one in self.known.items() if number in mine and number < end}
 
     def pruned(self) -> Grain:
         """The same without keys that no row has, where these are most: it all has to be numbered anew."""
@@ -290,6 +287,12 @@ _COUNTED = (
     pl.col("sample_weight").null_count().alias("unknown_weight_count"),
 )
 _ALWAYS = frozenset({"region", "tenant", "service_name", "component", "operation", "kind"})
+
+
+def _minutes(rows: pl.DataFrame) -> range:
+    """The numbers of minutes from the first to the last that has rows."""
+    minute = rows["minute"].to_numpy()
+    return range(int(minute.min()), int(minute.max()) + 1) if len(minute) else range(0)
 
 
 def _numbered(frame: pl.DataFrame, keys: pl.DataFrame) -> pl.DataFrame:

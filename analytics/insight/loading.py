@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from itertools import groupby
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -148,10 +149,12 @@ class Source:
             demand.append(_demand(rows))
             return rows
 
-        grains = {name: self._grain(getattr(before, name), table, seen) for name, (table, _) in TABLES.items()}
+        grains: dict[str, Any] = {
+            name: self._grain(getattr(before, name), table, seen) for name, (table, _) in TABLES.items()
+        }
         served = grains["base"].keys["kind"].is_in(_SERVED).any()
         new = [_steady(pl.concat(demand), served)] if demand else []
-        return replace(before, demand=pl.concat([before.demand, *new]), **grains)  # type: ignore[arg-type]
+        return replace(before, demand=pl.concat([before.demand, *new]), **grains)
 
     def _grain(self, before: Grain, table: str, seen: Callable[[pl.DataFrame], pl.DataFrame]) -> Grain:
         """A grain continued; rows of the base set, which carry the counts by second, go through `seen`."""
