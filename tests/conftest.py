@@ -122,6 +122,18 @@ def lake_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "data"
 
 
+@pytest.fixture(scope="module")
+def lake_of_jobs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The data folder of a lake with all that collector and jobs define, empty: to copy, as making one takes longer than a test."""
+    from analytics import jobs
+
+    location = locate(StorageConfig(data=str(tmp_path_factory.mktemp("lake") / "data")))
+    location.prepare()
+    with Lake(location, read_only=False) as lake:
+        jobs.prepare(lake)
+    return location.root
+
+
 @pytest.fixture
 def lake(tmp_path: Path) -> Iterator[Lake]:
     """A lake with the collector's tables, empty."""

@@ -54,6 +54,12 @@ def by_ducklake(lake: Lake, path: Path, expected: int | None, position: int) -> 
         transaction.advance(JOB, expected, position)
 
 
+def left_to_ducklake(appender: Appender, lake: Lake, path: Path) -> None:
+    """The segment is not taken, and DuckLake commits it at the place it would have had."""
+    assert not appender.commit(path, JOB, 1, 2)
+    by_ducklake(lake, path, 1, 2)
+
+
 def learnt(lake: Lake) -> Appender:
     """An appender after a first commit of DuckLake, of position 1."""
     appender, path = Appender(lake), segment(lake, spans_of(0))
@@ -163,8 +169,7 @@ def test_another_schema_is_learnt_anew(lake: Lake) -> None:
     with lake.write() as transaction:
         transaction.execute("CREATE TABLE another (i BIGINT)")
     path = segment(lake, spans_of(1))
-    assert not appender.commit(path, JOB, 1, 2)
-    by_ducklake(lake, path, 1, 2)
+    left_to_ducklake(appender, lake, path)
     appender.learn(path)
     assert appender.commit(segment(lake, spans_of(2)), JOB, 2, 3)
 
@@ -173,8 +178,7 @@ def test_another_schema_is_learnt_anew(lake: Lake) -> None:
 def test_a_segment_whose_bounds_are_in_doubt_is_left_to_ducklake(lake: Lake, text: str) -> None:
     appender = learnt(lake)
     odd = segment(lake, with_column(spans_of(1), "status_message", [text]))
-    assert not appender.commit(odd, JOB, 1, 2)
-    by_ducklake(lake, odd, 1, 2)
+    left_to_ducklake(appender, lake, odd)
     with lake.read() as reader:
         assert set(reader.rows("SELECT status_message FROM spans WHERE received_at >= to_timestamp(1)::TIMESTAMP")) == {
             (text,)
@@ -187,8 +191,7 @@ def test_marks_that_went_to_a_file_are_left_to_ducklake(lake: Lake) -> None:
     with lake.maintenance() as connection:
         connection.execute("CALL ducklake_flush_inlined_data('lake', table_name => 'progress')")
     path = segment(lake, spans_of(1))
-    assert not appender.commit(path, JOB, 1, 2)
-    by_ducklake(lake, path, 1, 2)
+    left_to_ducklake(appender, lake, path)
 
 
 def test_a_catalog_of_other_columns_is_left_to_ducklake(lake: Lake) -> None:
@@ -246,8 +249,7 @@ def test_an_error_in_any_statement_commits_nothing(lake: Lake, monkeypatch: pyte
         with pytest.raises(duckdb.IOException):
             appender.commit(path, JOB, 1, 2)
     assert tables(lake.location) == before
-    assert not appender.commit(path, JOB, 1, 2)
-    by_ducklake(lake, path, 1, 2)
+    left_to_ducklake(appender, lake, path)
     appender.learn(path)
     assert not appender.commit(segment(lake, spans_of(2)), JOB, 2, 3), "it is not tried again at once"
 

@@ -21,24 +21,14 @@ def make_older(lake: Lake) -> None:
         transaction.execute("DROP TABLE definitions")
 
 
-@pytest.fixture(scope="module")
-def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A lake with all that jobs define. Tests leave it as it was."""
-    location = Location(tmp_path_factory.mktemp("lake") / "data")
-    location.prepare()
-    with Lake(location, read_only=False) as lake:
-        jobs.prepare(lake)
-    return location.root
-
-
 def snapshot(lake: Lake) -> int:
     with lake.read() as reader:
         return reader.snapshot_id()
 
 
-def test_what_differs_is_replaced_and_a_reader_keeps_what_it_has(root: Path) -> None:
+def test_what_differs_is_replaced_and_a_reader_keeps_what_it_has(lake_of_jobs: Path) -> None:
     quantile, trace = "SELECT latency_quantile_ns([MAP {0::SMALLINT: 1::UBIGINT}], 0.5)", "FROM trace('00')"
-    with Lake(Location(root), read_only=False) as lake, Lake(Location(root), read_only=True) as other:
+    with Lake(Location(lake_of_jobs), read_only=False) as lake, Lake(Location(lake_of_jobs), read_only=True) as other:
         make_older(lake)
         with other.read() as before:
             assert before.row(quantile) == (-1,)
@@ -51,17 +41,17 @@ def test_what_differs_is_replaced_and_a_reader_keeps_what_it_has(root: Path) -> 
             assert "first_seen" in after.arrow("FROM sightings").column_names
 
 
-def test_nothing_is_written_where_nothing_differs(root: Path) -> None:
-    with Lake(Location(root), read_only=False) as lake:
+def test_nothing_is_written_where_nothing_differs(lake_of_jobs: Path) -> None:
+    with Lake(Location(lake_of_jobs), read_only=False) as lake:
         jobs.prepare(lake)
         before = snapshot(lake)
         jobs.prepare(lake)
         assert snapshot(lake) == before
 
 
-def test_only_what_has_another_text_is_made_anew(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_what_has_another_text_is_made_anew(lake_of_jobs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ddl = Definition.ddl
-    with Lake(Location(root), read_only=False) as lake:
+    with Lake(Location(lake_of_jobs), read_only=False) as lake:
         jobs.prepare(lake)
         with lake.read() as reader:
             (rows,) = reader.row("SELECT count(*) FROM definitions")
@@ -80,8 +70,8 @@ def test_only_what_has_another_text_is_made_anew(root: Path, monkeypatch: pytest
             assert reader.row("SELECT ago('1 day') > TIMESTAMP '2026-06-01'") == (True,)
 
 
-def test_what_was_dropped_comes_back(root: Path) -> None:
-    with Lake(Location(root), read_only=False) as lake:
+def test_what_was_dropped_comes_back(lake_of_jobs: Path) -> None:
+    with Lake(Location(lake_of_jobs), read_only=False) as lake:
         with lake.write() as transaction:
             transaction.execute("DROP VIEW errors")
         lake.ensure(COLLECTOR_DEFINITIONS)
@@ -89,9 +79,9 @@ def test_what_was_dropped_comes_back(root: Path) -> None:
             assert reader.rows("SELECT count(*) FROM errors") == [(0,)]
 
 
-def test_conditions_on_groups_get_past_the_quantiles(root: Path) -> None:
+def test_conditions_on_groups_get_past_the_quantiles(lake_of_jobs: Path) -> None:
     asked = "FROM service_edges WHERE window_start >= TIMESTAMP '2026-01-01'"
-    with Lake(Location(root), read_only=False) as lake:
+    with Lake(Location(lake_of_jobs), read_only=False) as lake:
         jobs.prepare(lake)
         with lake.read() as reader:
             plan = reader.row(f"EXPLAIN (FORMAT json) {asked}")[1]

@@ -50,19 +50,9 @@ def simulated() -> pa.Table:
     return spans.set_column(index, SPAN_SCHEMA.field("start_time"), pc.subtract(spans["start_time"], behind_ns))
 
 
-@pytest.fixture(scope="module")
-def empty_lake(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A lake with all tables and no rows, to copy: making one takes longer than a test."""
-    location = Location(tmp_path_factory.mktemp("empty") / "data")
-    location.prepare()
-    with Lake(location, read_only=False) as lake:
-        jobs.prepare(lake)
-    return location.root
-
-
 @pytest.fixture
-def lake(empty_lake: Path, tmp_path: Path) -> Iterator[Lake]:
-    shutil.copytree(empty_lake, tmp_path / "data")
+def lake(lake_of_jobs: Path, tmp_path: Path) -> Iterator[Lake]:
+    shutil.copytree(lake_of_jobs, tmp_path / "data")
     with Lake(Location(tmp_path / "data"), read_only=False) as opened:
         yield opened
 
