@@ -124,7 +124,7 @@ def lake_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def lake_of_jobs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The data folder of a lake with all that collector and jobs define, empty: to copy, as making one takes longer than a test."""
+    """The data folder of a lake with all that collector and jobs define, empty: to copy, it takes long to make."""
     from analytics import jobs
 
     location = locate(StorageConfig(data=str(tmp_path_factory.mktemp("lake") / "data")))
