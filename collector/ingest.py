@@ -1,10 +1,11 @@
-"""From received requests to the spool, in groups; and from there, decoded, to the sealer.
+"""From received requests to the spool, in groups; and from there to the sealer.
 
     accept() -> waiting -> [decode thread: deduplicate, decode] -> [spool thread: one fsync] -> answer
                                                                                      \\-> the sealer
 
 While one group is being decoded or written, the next requests gather: the busier the collector, the larger the
-groups, so the cost of a transaction is shared. Small ones wait a moment for each other (see gathering.py).
+groups, so the cost of a transaction is shared. Small ones wait a moment for each other (see gathering.py), and are
+decoded later where they need no decoding to be answered (see decode/screening.py).
 """
 
 from __future__ import annotations
@@ -19,10 +20,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
-import pyarrow as pa
-
 from collector.config import CollectorConfig
 from collector.decode.decoder import Decoded, Decoder
+from collector.decode.screening import Screened
 from collector.errors import InvalidRequestError, OverloadedError, RetryableError
 from collector.gathering import Gathering
 from collector.pipeline import Accepted, TraceRequest
@@ -43,12 +43,11 @@ _CONTENDED_GROUP_BYTES_MAX = 512 * 1024
 
 @dataclass(frozen=True, slots=True)
 class SpooledGroup:
-    """Decoded spans whose requests are durable under the sequence numbers first_seq..last_seq."""
+    """Spans whose requests are durable under the sequence numbers first_seq..last_seq, decoded or still to decode."""
 
     first_seq: int
     last_seq: int
-    spans: pa.RecordBatch
-    resources: pa.RecordBatch
+    content: Decoded | Screened
     is_own: bool = False
     """Whether all of them are about this collector, exported by itself (see telemetry/traces.py)."""
 
@@ -85,10 +84,10 @@ class _Waiting:
 @dataclass(slots=True)
 class _Group:
     members: list[_Waiting]
-    decoded: Decoded
+    content: Decoded | Screened
 
     def answered(self) -> Iterator[tuple[_Waiting, Accepted]]:
-        return zip(self.members, self.decoded.answers, strict=True)
+        return zip(self.members, self.content.answers, strict=True)
 
 
 class Ingest:
@@ -220,7 +219,7 @@ class Ingest:
         if not members:
             return []
         try:
-            return [_Group(members, self._decoder.decode([m.request for m in members]))]
+            return [_Group(members, self._decoder.screen_or_decode([m.request for m in members]))]
         except Exception as error:
             if len(members) == 1:
                 if not isinstance(error, InvalidRequestError):
@@ -260,7 +259,7 @@ class Ingest:
         self.last_append = Append(time.monotonic(), size_bytes)
         self.rejected_spans += sum(entry.answer.rejected_spans for entry in entries)
         for group in groups:
-            self.cuts.update(group.decoded.cuts)
+            self.cuts.update(group.content.cuts)
         is_own = self._offer(groups, last - len(entries))
         self._answer(pair for group in groups for pair in group.answered())
         if not is_own and self._tracing.is_sampled():
@@ -273,7 +272,7 @@ class Ingest:
         for group in groups:
             first, seq = seq + 1, seq + len(group.members)
             is_own = self._tracing.is_own(member.request for member in group.members)
-            self._sink.offer(SpooledGroup(first, seq, group.decoded.spans, group.decoded.resources, is_own))
+            self._sink.offer(SpooledGroup(first, seq, group.content, is_own))
             all_own = all_own and is_own
         return all_own
 

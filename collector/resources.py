@@ -6,7 +6,6 @@ from collections.abc import Sequence
 
 import pyarrow as pa
 
-from collector.ingest import SpooledGroup
 from collector.lake.lake import Transaction
 
 _SEEN_MAX = 100_000
@@ -18,9 +17,9 @@ class SeenResources:
     def __init__(self) -> None:
         self._seen: set[str] = set()
 
-    def unseen(self, groups: Sequence[SpooledGroup]) -> pa.Table:
-        """The resources of `groups` not seen before, each once. Columns as in RESOURCE_SCHEMA."""
-        table = pa.Table.from_batches([group.resources for group in groups])
+    def unseen(self, batches: Sequence[pa.RecordBatch]) -> pa.Table:
+        """The resources of `batches` not seen before, each once. Columns as in RESOURCE_SCHEMA."""
+        table = pa.Table.from_batches(batches)
         first: dict[str, int] = {}
         for row, resource_id in enumerate(table["resource_id"].to_pylist()):
             if resource_id not in self._seen:

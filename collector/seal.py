@@ -2,8 +2,8 @@
 
 The transaction registers the segment, adds resources not seen before, and moves the spool's mark in `progress`.
 Whatever is killed when, the mark says what is in the lake: a seal goes on behind it, and only then is the spool
-trimmed. Groups come decoded from memory; what is missing there (after a restart, or when memory was full) is
-read back from the spool and decoded anew. Both are the same path.
+trimmed. Groups come from memory, the small ones to be decoded here, together; what is missing there (after a restart,
+or when memory was full) is read back from the spool and decoded anew. Both are the same path.
 """
 
 from __future__ import annotations
@@ -12,20 +12,21 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow as pa
 
 from collector.config import CollectorConfig
-from collector.decode.decoder import Decoder
+from collector.decode.decoder import Decoded, Decoder
 from collector.errors import InvalidRequestError
 from collector.ingest import SpooledGroup
 from collector.lake.append import Appender
 from collector.lake.lake import Lake
 from collector.lake.order import by_tenant_and_time
 from collector.lake.segments import write_segment
+from collector.pipeline import TraceRequest
 from collector.resources import SeenResources
 from collector.spool import Spool
 from collector.telemetry.latency import Latencies
@@ -34,6 +35,8 @@ from collector.telemetry.traces import Tracing
 log = logging.getLogger(__name__)
 
 _RETRY_SECONDS_MAX = 10.0
+DECODED_SPANS = 16_384
+"""Spans decoded together, where that waited: memory for more is not worth what it saves."""
 
 
 def job_name(spool_id: str) -> str:
@@ -117,10 +120,10 @@ class Sealer:
             if not self.unsealed_requests:
                 self._progress_at = time.monotonic()
             self._offered_seq = group.last_seq
-            if self._kept_bytes + group.spans.nbytes <= self._config.unsealed_bytes_max:
+            if self._kept_bytes + group.content.nbytes <= self._config.unsealed_bytes_max:
                 self._kept.append(group)
-                self._kept_bytes += group.spans.nbytes
-                self._kept_spans += group.spans.num_rows
+                self._kept_bytes += group.content.nbytes
+                self._kept_spans += group.content.num_spans
             if self._kept_spans >= self._config.seal_spans_max:
                 self._changed.notify()
 
@@ -197,15 +200,15 @@ class Sealer:
                 group = self._drop_oldest()
                 groups.append(group)
                 following = group.last_seq + 1
-                spans += group.spans.num_rows
+                spans += group.content.num_spans
         if groups:
             return groups
         return None if upto < following else self._read_back(following - 1, upto)
 
     def _drop_oldest(self) -> SpooledGroup:
         group = self._kept.popleft()
-        self._kept_bytes -= group.spans.nbytes
-        self._kept_spans -= group.spans.num_rows
+        self._kept_bytes -= group.content.nbytes
+        self._kept_spans -= group.content.num_spans
         return group
 
     def _read_back(self, after: int, upto: int) -> list[SpooledGroup]:
@@ -214,33 +217,47 @@ class Sealer:
         last = pending[-1][0] if pending else upto
         requests = [request for _, request in pending]
         try:
-            decoded = self._decoder.decode(requests)
-            return [SpooledGroup(after + 1, last, decoded.spans, decoded.resources)]
+            return [SpooledGroup(after + 1, last, self._decoder.decode(requests))]
         except InvalidRequestError:
             groups = []
             for seq, request in pending:
                 try:
-                    decoded = self._decoder.decode([request])
-                    groups.append(SpooledGroup(seq, seq, decoded.spans, decoded.resources))
+                    groups.append(SpooledGroup(seq, seq, self._decoder.decode([request])))
                 except InvalidRequestError as error:
                     log.warning("request %d of the spool does not decode and is put aside: %s", seq, error)
                     self._spool.quarantine(seq, str(error))
-            empty = self._decoder.decode([])
-            return groups or [SpooledGroup(after + 1, last, empty.spans, empty.resources)]
+            return groups or [SpooledGroup(after + 1, last, self._decoder.decode([]))]
 
     def _seal(self, groups: Sequence[SpooledGroup]) -> None:
         started = time.perf_counter()
-        spans = pa.Table.from_batches([group.spans for group in groups])
+        decoded = list(self._decoded(groups))
+        spans = pa.Table.from_batches([part.spans for part in decoded])
         last, is_own = groups[-1].last_seq, all(group.is_own for group in groups)
         attempt = self._attempt = _Attempt(last, spans.num_rows, is_own)
         attributes = {"spanlake.requests": last - groups[0].first_seq + 1, "spanlake.spans": spans.num_rows}
         with self._tracing.span("seal", attributes, is_own=is_own):
-            self._write(spans, self._resources.unseen(groups), attempt)
+            self._write(spans, self._resources.unseen([part.resources for part in decoded]), attempt)
         self._settle(attempt, is_sealed=True)
         self._mark = last
         self._progress_at = time.monotonic()
         self.seal_latencies.record(time.perf_counter() - started)
         self._spool.trim(last)
+
+    def _decoded(self, groups: Iterable[SpooledGroup]) -> Iterator[Decoded]:
+        """Their contents; of those not decoded yet as many together as DECODED_SPANS."""
+        waiting: list[TraceRequest] = []
+        spans = 0
+        for group in groups:
+            if isinstance(group.content, Decoded):
+                yield group.content
+                continue
+            waiting += group.content.requests
+            spans += group.content.num_spans
+            if spans >= DECODED_SPANS:
+                yield self._decoder.decode(waiting)
+                waiting, spans = [], 0
+        if waiting:
+            yield self._decoder.decode(waiting)
 
     def _settle(self, attempt: _Attempt, *, is_sealed: bool) -> None:
         """Count an attempt, once, as what it came to."""

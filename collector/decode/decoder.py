@@ -21,6 +21,7 @@ from collector.decode.labels import LabelColumns, Labels
 from collector.decode.origins import Coded, Origins, Resource, Scope, make_resource, make_scope
 from collector.decode.promotion import Promotion
 from collector.decode.sampling import sample_weights
+from collector.decode.screening import Screened, screened
 from collector.decode.semantics import Mapping as Meaning
 from collector.decode.wire import Int32s, WireSpans, fixed, lengths, parse_requests, text
 from collector.pipeline import Accepted, TraceRequest
@@ -49,6 +50,16 @@ class Decoded:
     answers: tuple[Accepted, ...]
     cuts: Mapping[str, int]
 
+    @property
+    def num_spans(self) -> int:
+        """How many spans there are."""
+        return int(self.spans.num_rows)
+
+    @property
+    def nbytes(self) -> int:
+        """What its spans take in memory."""
+        return int(self.spans.nbytes)
+
 
 class Decoder:
     """Decodes groups of requests; holds caches by resource and scope, and no other state."""
@@ -67,10 +78,20 @@ class Decoder:
         Raises InvalidRequestError where any request of the group is not a valid
         ExportTraceServiceRequest (decode one by one to find which).
         """
+        return self._group(requests).decode(self._mapping)
+
+    def screen_or_decode(self, requests: Sequence[TraceRequest]) -> Screened | Decoded:
+        """Decode a group, as `decode` does, unless that may as well be done later."""
+        group = self._group(requests)
+        if not group.cuts.total() and (passed := group.screened()) is not None:
+            return passed
+        return group.decode(self._mapping)
+
+    def _group(self, requests: Sequence[TraceRequest]) -> _Group:
         wire = parse_requests([request.payload for request in requests])
         resources = self._resources.code(wire.resources.field("resource"), wire.resources.field("schema_url"))
         scopes = self._scopes.code(wire.scopes.field("scope"), wire.scopes.field("schema_url"))
-        group = _Group(
+        return _Group(
             limits=self._limits,
             cuts=Counter(resource=_cut_count(resources), scope=_cut_count(scopes)),
             wire=wire,
@@ -79,7 +100,6 @@ class Decoder:
             resources=_spread(resources, wire.span_counts_by_resource),
             scopes=_spread(scopes, wire.span_counts_by_scope),
         )
-        return group.decode(self._mapping)
 
 
 def _cut_count(coded: Coded[Any]) -> int:
@@ -117,6 +137,10 @@ class _Group:
     request: Int32s
     resources: Coded[Resource]
     scopes: Coded[Scope]
+
+    def screened(self) -> Screened | None:
+        """See there."""
+        return screened(self.requests, self.wire.span_counts_by_request, self.wire.spans, self.limits)
 
     def decode(self, mapping: Meaning) -> Decoded:
         spans = self.wire.spans

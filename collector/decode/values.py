@@ -7,6 +7,7 @@ base64, NaN and infinities strings, nesting cut to `"..."` below 32 levels); an 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +25,7 @@ _STRING, _BOOL, _INT, _DOUBLE = 0x0A, 0x10, 0x18, 0x21  # tags of AnyValue's mem
 _CONSTANTS = pa.array(["", "false", "true", "NaN", "Infinity", "-Infinity"])
 _COMMA = ord(",")
 _VARINT_BYTES_MAX = 10
+_DOUBLE_BYTES = 9  # with its tag
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,20 +111,51 @@ def decode_values(source: KeyValues) -> Values:
     return built.values()
 
 
+def are_simple(source: KeyValues) -> bool:
+    """Whether each value is a string, bool, int or double as encoders write it; such values always decode.
+
+    Raises InvalidRequestError where a string is not UTF-8.
+    """
+    data, start, end = source.data, source.start, source.end
+    if not data.size or not (start < end).all():
+        return False
+    tag = np.take(data, start, mode="clip")
+    recognised = 0
+    for known, are_plain in _ARE_PLAIN.items():
+        which = np.flatnonzero(tag == known)
+        if which.size:
+            recognised += which.size
+            if not are_plain(source, start.take(which), end.take(which)):
+                return False
+    return recognised == len(tag)
+
+
 def _strings(built: _Builder, source: KeyValues, which: Positions) -> Positions:
     start, end = source.start.take(which), source.end.take(which)
     content, plain = strip_string_header(source.data, start, end)
     rest = which[:0]
     if not plain.all():
         rest, which, content, end = which[~plain], which[plain], content[plain], end[plain]
-    bounds = np.empty(2 * len(which), np.int32)
-    bounds[0::2], bounds[1::2] = content, end
     if which.size:
-        # Every other piece is a string; those between are what separates them in the request.
-        pieces = pa.Array.from_buffers(pa.string(), len(bounds) - 1, [None, pa.py_buffer(bounds), source.buffer])
+        pieces = _pieces(source, content, end)
         built.kind[which] = np.where(content < end, np.uint8(Kind.STRING), np.uint8(Kind.EMPTY_STRING))
         built.text_index[which] = _every_other(built.add(pieces), len(which))
     return rest
+
+
+def _pieces(source: KeyValues, start: Int32s, end: Int32s) -> pa.StringArray:
+    """Every other one is a string; those between are what separates them in the request."""
+    bounds = np.empty(2 * len(start), np.int32)
+    bounds[0::2], bounds[1::2] = start, end
+    return pa.Array.from_buffers(pa.string(), len(bounds) - 1, [None, pa.py_buffer(bounds), source.buffer])
+
+
+def _are_strings(source: KeyValues, start: Int32s, end: Int32s) -> bool:
+    content, plain = strip_string_header(source.data, start, end)
+    if not plain.all():
+        return False
+    checked(_pieces(source, content, end).take(pa.array(_every_other(0, len(content)))))
+    return True
 
 
 def _every_other(first: int, count: int) -> Int32s:
@@ -130,9 +163,7 @@ def _every_other(first: int, count: int) -> Int32s:
 
 
 def _bools(built: _Builder, source: KeyValues, which: Positions) -> Positions:
-    start = source.start.take(which)
-    flag = np.take(source.data, start + 1, mode="clip")
-    plain = (source.end.take(which) - start == 2) & (flag <= 1)
+    flag, plain = _flags(source, source.start.take(which), source.end.take(which))
     good = which[plain]
     built.kind[good] = Kind.BOOL
     built.integer[good] = flag[plain]
@@ -141,9 +172,14 @@ def _bools(built: _Builder, source: KeyValues, which: Positions) -> Positions:
     return rest
 
 
+def _flags(source: KeyValues, start: Int32s, end: Int32s) -> tuple[Bytes, npt.NDArray[np.bool_]]:
+    """The byte of each bool, and whether it is one."""
+    flag = np.take(source.data, start + 1, mode="clip")
+    return flag, (end - start == 2) & (flag <= 1)
+
+
 def _ints(built: _Builder, source: KeyValues, which: Positions) -> Positions:
-    start = source.start.take(which) + 1
-    number, plain = _varints(source.data, start, source.end.take(which) - start)
+    number, plain = _varints(source, source.start.take(which), source.end.take(which))
     rest = which[:0]
     if not plain.all():
         rest, which, number = which[~plain], which[plain], number[plain]
@@ -154,8 +190,10 @@ def _ints(built: _Builder, source: KeyValues, which: Positions) -> Positions:
     return rest
 
 
-def _varints(data: Bytes, start: Int32s, size: Int32s) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
-    """Numbers whose varints fill `data[start:start + size]`, and which really do."""
+def _varints(source: KeyValues, start: Int32s, end: Int32s) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
+    """Numbers whose varints fill the values behind their tags, and which really do."""
+    data, start = source.data, start + 1
+    size = end - start
     number = np.zeros(len(start), np.uint64)
     plain = (size >= 1) & (size <= _VARINT_BYTES_MAX)
     longest = int(size[plain].max()) if plain.any() else 0
@@ -171,7 +209,7 @@ def _varints(data: Bytes, start: Int32s, size: Int32s) -> tuple[npt.NDArray[np.i
 
 def _doubles(built: _Builder, source: KeyValues, which: Positions) -> Positions:
     start = source.start.take(which)
-    plain = source.end.take(which) - start == 9
+    plain = source.end.take(which) - start == _DOUBLE_BYTES
     good, start = which[plain], start[plain]
     if good.size:
         raw = np.take(source.data, start[:, None] + np.arange(1, 9, dtype=np.int32), mode="clip")
@@ -186,6 +224,12 @@ def _doubles(built: _Builder, source: KeyValues, which: Positions) -> Positions:
 
 
 _BY_TAG = {_STRING: _strings, _BOOL: _bools, _INT: _ints, _DOUBLE: _doubles}
+_ARE_PLAIN: dict[int, Callable[[KeyValues, Int32s, Int32s], bool]] = {
+    _STRING: _are_strings,
+    _BOOL: lambda source, start, end: bool(_flags(source, start, end)[1].all()),
+    _INT: lambda source, start, end: bool(_varints(source, start, end)[1].all()),
+    _DOUBLE: lambda _, start, end: bool((end - start == _DOUBLE_BYTES).all()),
+}
 _IS_RARE = np.array([tag not in _BY_TAG for tag in range(256)])
 
 
