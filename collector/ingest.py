@@ -91,7 +91,7 @@ class _Group:
 
 
 class Ingest:
-    """The TraceSink of the servers: returns from `accept` once the request is durable in the spool."""
+    """The TraceSink of the servers: what `accept` returns is done once the request is durable in the spool."""
 
     def __init__(
         self,
@@ -144,24 +144,33 @@ class Ingest:
         """Whether both threads run."""
         return all(thread.is_alive() for thread in self._threads)
 
-    async def accept(self, request: TraceRequest) -> Accepted:
-        """See TraceSink. An empty request holds nothing to store and is answered at once."""
-        if not request.payload:
-            return Accepted()
-        if self._spool.payload_bytes >= self._config.spool_bytes_max:
-            raise OverloadedError(
-                f"the spool holds {self._spool.payload_bytes} bytes that are not in the lake yet, the limit "
-                f"collector.spool_bytes_max = {self._config.spool_bytes_max} is reached; try again later"
-            )
+    def accept(self, request: TraceRequest) -> asyncio.Future[Accepted]:
+        """See TraceSink; call it in the event loop. An empty request holds nothing to store and is answered at once."""
         future: asyncio.Future[Accepted] = asyncio.get_running_loop().create_future()
+        if not request.payload:
+            future.set_result(Accepted())
+        elif self._spool.payload_bytes >= self._config.spool_bytes_max:
+            future.set_exception(self._full())
+        elif not self._push(request, future):
+            future.set_exception(RetryableError("the collector is stopping; send the request again"))
+        return future
+
+    def _full(self) -> OverloadedError:
+        return OverloadedError(
+            f"the spool holds {self._spool.payload_bytes} bytes that are not in the lake yet, the limit "
+            f"collector.spool_bytes_max = {self._config.spool_bytes_max} is reached; try again later"
+        )
+
+    def _push(self, request: TraceRequest, future: asyncio.Future[Accepted]) -> bool:
+        """Let a request wait for the decode thread; False where this one stops."""
         with self._arrived:
             if self._stopping:
-                raise RetryableError("the collector is stopping; send the request again")
+                return False
             size_bytes = len(request.payload) + _REQUEST_COST_BYTES
             self._waiting.push(request.tenant or "", size_bytes, _Waiting(request, [future]))
             if len(self._waiting) == 1 or self._is_enough():
                 self._arrived.notify()
-        return await future
+        return True
 
     # The decode thread.
 

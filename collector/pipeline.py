@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -37,9 +38,9 @@ class Accepted:
 class TraceSink(Protocol):
     """Takes requests from the servers."""
 
-    async def accept(self, request: TraceRequest) -> Accepted:
-        """Return only once every accepted span of the request is durable on disk.
+    def accept(self, request: TraceRequest) -> Awaitable[Accepted]:
+        """Take over a request; what is returned is done only once every accepted span of it is durable on disk.
 
-        Raises RetryableError (nothing was kept, the client should send it again) or PermanentError.
+        It raises RetryableError (nothing was kept, the client should send it again) or PermanentError.
         """
         ...

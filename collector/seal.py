@@ -25,7 +25,8 @@ from collector.ingest import SpooledGroup
 from collector.lake.append import Appender
 from collector.lake.lake import Lake
 from collector.lake.order import by_tenant_and_time
-from collector.lake.segments import write_segment
+from collector.lake.rewrite import COPIED_ROWS_MIN
+from collector.lake.segments import COMPRESSION, INTERIM_COMPRESSION, write_segment
 from collector.pipeline import TraceRequest
 from collector.resources import SeenResources
 from collector.spool import Spool
@@ -268,7 +269,9 @@ class Sealer:
             self.failed_spans += attempt.spans
 
     def _write(self, spans: pa.Table, resources: pa.Table, attempt: _Attempt) -> None:
-        segment = write_segment(by_tenant_and_time(spans), self._folder) if spans.num_rows else None
+        is_interim = spans.num_rows < COPIED_ROWS_MIN
+        compression = INTERIM_COMPRESSION if is_interim else COMPRESSION
+        segment = write_segment(by_tenant_and_time(spans), self._folder, compression) if spans.num_rows else None
         try:
             self._commit(segment, resources, attempt)
         except BaseException:

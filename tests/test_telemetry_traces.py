@@ -92,10 +92,10 @@ def test_work_for_own_exports_alone_makes_no_spans(tmp_path: Path) -> None:
 def test_a_failed_seal_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     failures = [OSError("no space left")]
 
-    def fail_once(spans: pa.Table, folder: Path) -> Path:
+    def fail_once(spans: pa.Table, folder: Path, compression: str) -> Path:
         if failures:
             raise failures.pop()
-        return write_segment(spans, folder)
+        return write_segment(spans, folder, compression)
 
     monkeypatch.setattr("collector.seal.write_segment", fail_once)
     failed, sealed = [span for span in spans_of_work(tmp_path, request()) if span.name == "seal"]

@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceResponse
 
@@ -36,7 +37,6 @@ class Intake:
     def __init__(self, config: CollectorConfig, sink: TraceSink, gate: Gate) -> None:
         self._sink = sink
         self.gate = gate
-        self._deliveries: set[asyncio.Task[Accepted]] = set()
         self._unstored: set[str] = set()
         self.refusals = Refusals()
         self.workers = Workers()
@@ -82,20 +82,19 @@ class Intake:
         held = reception.ticket.hand_over()
         request = TraceRequest(payload, time.time_ns(), sender.tenant, transport)
         self.gate.charge(sender, len(payload))
-        task = asyncio.create_task(self._accept(request, sender, held))
-        self._deliveries.add(task)
-        task.add_done_callback(self._deliveries.discard)
-        return await asyncio.shield(task)
+        delivery = asyncio.ensure_future(self._sink.accept(request))
+        delivery.add_done_callback(partial(self._settle, request, sender, held))
+        return await asyncio.shield(delivery)
 
-    async def _accept(self, request: TraceRequest, sender: Sender, held: Ticket) -> Accepted:
-        with held:
-            try:
-                accepted = await self._sink.accept(request)
-            except BaseException:
-                self.gate.charge(sender, -len(request.payload))
-                raise
-        self.gate.settle(sender, len(request.payload), accepted)
-        return accepted
+    def _settle(
+        self, request: TraceRequest, sender: Sender, held: Ticket, delivery: asyncio.Future[Accepted]
+    ) -> None:
+        """What is to be done when the sink is done, whether its client still waits or not."""
+        held.release()
+        if delivery.cancelled() or delivery.exception() is not None:
+            self.gate.charge(sender, -len(request.payload))
+        else:
+            self.gate.settle(sender, len(request.payload), delivery.result())
 
     def close(self) -> None:
         """Let go of the worker threads, once both servers have stopped."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections import Counter
+from functools import partial
 from time import perf_counter
 
 from collector.pipeline import Accepted, TraceRequest, TraceSink
@@ -21,10 +23,13 @@ class Acknowledged:
         self.latencies = {transport: Latencies() for transport in TRANSPORTS}
         """By transport, from a request received in full to its acknowledgement; refusals are not in it."""
 
-    async def accept(self, request: TraceRequest) -> Accepted:
+    def accept(self, request: TraceRequest) -> asyncio.Future[Accepted]:
         """See TraceSink."""
-        started = perf_counter()
-        accepted = await self._sink.accept(request)
-        self.spans[request.transport] += accepted.spans
-        self.latencies[request.transport].record(perf_counter() - started)
-        return accepted
+        future = asyncio.ensure_future(self._sink.accept(request))
+        future.add_done_callback(partial(self._count, request.transport, perf_counter()))
+        return future
+
+    def _count(self, transport: str, started: float, future: asyncio.Future[Accepted]) -> None:
+        if not future.cancelled() and future.exception() is None:
+            self.spans[transport] += future.result().spans
+            self.latencies[transport].record(perf_counter() - started)
