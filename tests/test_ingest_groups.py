@@ -143,7 +143,7 @@ def test_a_stop_waits_for_nothing(tmp_path: Path, groups: list[int]) -> None:
     async def send() -> Accepted:
         with opened(tmp_path) as (ingest, _):
             await answered(ingest, request(1))
-            waiting = asyncio.create_task(ingest.accept(request(2)))
+            waiting = asyncio.ensure_future(ingest.accept(request(2)))
             await asyncio.sleep(0)
         return await asyncio.wait_for(waiting, ANSWER_SECONDS)
 
@@ -163,7 +163,7 @@ def test_what_comes_while_a_seal_is_on_waits_for_the_next_interval(
         next(rounds)
         seal_all(sealer)
 
-    def held(table: pa.Table, folder: Path) -> Path:
+    def held(table: pa.Table, folder: Path, compression: str) -> Path:
         sealed_in.append(next(rounds))
         started.set()
         may_end.wait(ANSWER_SECONDS)

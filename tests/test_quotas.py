@@ -254,7 +254,7 @@ def test_a_request_of_another_tenant_passes_a_backlog(tmp_path: Path) -> None:
         with open_ingest(config, locate(config.storage)) as (ingest, _):
             requests = [TraceRequest(bytes([i]) * 100_000, 1, "noisy") for i in range(50)]
             requests.append(TraceRequest(b"x" * 100, 1, "quiet"))
-            tasks = [asyncio.create_task(ingest.accept(request)) for request in requests]
+            tasks = [asyncio.ensure_future(ingest.accept(request)) for request in requests]
             await asyncio.sleep(0)
             members = ingest._next_members()
             for task in tasks:

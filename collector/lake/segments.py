@@ -126,7 +126,7 @@ def _bloom_filters(first: pa.Table, rows_per_group: int) -> dict[str, dict[str, 
 
 def _batch_rows(first: pa.Table) -> int:
     """As many rows as have _BATCH_BYTES, within the bounds."""
-    rows = first.num_rows * _BATCH_BYTES // max(first.nbytes, 1)
+    rows: int = first.num_rows * _BATCH_BYTES // max(first.nbytes, 1)
     return min(max(rows, _BATCH_ROWS_MIN), _BATCH_ROWS_MAX)
 
 

@@ -28,15 +28,16 @@ Crash = Callable[[], None]
 
 BEFORE_THE_ANSWER: dict[str, tuple[object, str]] = {
     "receive the request": (Ingest, "accept"),
-    "decode": (Decoder, "decode"),
+    "look at it, or decode": (Decoder, "screen_or_decode"),
     "write to the spool": (Spool, "append"),
     "hand over to the seal": (seal.Sealer, "offer"),
 }
 SPOOL_COMMIT = "commit of the spool"
 AFTER_THE_ANSWER: dict[str, tuple[object, str]] = {
+    "decode": (Decoder, "decode"),
     "write the segment": (seal, "write_segment"),
     "name the segment": (Path, "rename"),
-    "sync its folder": (segments, "_sync_folder"),
+    "bring it to disk, and its name": (segments, "settle"),
     "register the segment": (Transaction, "add_files"),
     "insert resources": (SeenResources, "insert"),
     "move the mark": (Transaction, "advance"),

@@ -69,11 +69,15 @@ def count_of(data: bytes) -> int | None:
 def protobuf(data: bytes) -> None:
     """See the module."""
     expected = count_of(data)
+    requests = [TraceRequest(data, 1)]
     try:
-        found = decoder.decode([TraceRequest(data, 1)])
+        early = decoder.screen_or_decode(requests)
     except InvalidRequestError:
         assert expected is None, "refused what python-protobuf parses"
         return
+    found = decoder.decode(requests)
+    assert early.answers == found.answers, "answered otherwise than decoded"
+    assert early.cuts == found.cuts, "was to be decoded at once: it is cut"
     found.spans.validate(full=True)
     found.resources.validate(full=True)
     if expected is not None:
