@@ -32,6 +32,9 @@ _ELSEWHERE_MAX = 0.6
 _CALLING = ("client", "producer")
 _CALLED_SHARE_MIN = 0.5
 _LAST_MINUTES = 3
+_FEW_EVENTS = 30.0
+"""Of the old version at the same time: where fewer are to be expected, those before the new one came count as well."""
+_AS_EVER_P = 0.05
 
 
 @dataclass(frozen=True)
@@ -108,13 +111,7 @@ def _judged(scene: Scene, release: Release, all_new: set[str], what: str) -> Fin
     )
     if trials < scene.config.volume_min or observed - expected < _EXCESS_MIN:
         return None
-    events, tried = _tables(scene, what, is_new, is_old, since)
-    gone = tried[:, 1] < np.maximum(_CONCURRENT_SHARE_MIN * tried.sum(1), 1.0)
-    if tried[~gone, 1].sum() < scene.config.volume_min:
-        gone[:] = True
-    before = _usual(scene, what, is_old, release.first)
-    events[gone, 1], tried[gone, 1] = (array[gone] for array in before)
-    concurrent = bool(tried[gone, 0].sum() < 0.5 * tried[:, 0].sum())
+    events, tried, against = _compared(scene, what, is_new, is_old, (release.first, since))
     p, odds, low, high = telling.stratified_test(events, tried)
     ratio = _standardised_ratio(events, tried)
     if low < _ODDS_LOW_MIN or ratio < scene.config.ratio_min or p > scene.config.false_discovery_rate:
@@ -125,7 +122,36 @@ def _judged(scene: Scene, release: Release, all_new: set[str], what: str) -> Fin
         return None
     if _only_waits(scene, what, is_new, since):
         return None
-    return _told(scene, release, what, is_new, since, concurrent, (p, odds, low, high, ratio))
+    return _told(scene, release, what, is_new, since, against, (p, odds, low, high, ratio))
+
+
+def _compared(
+    scene: Scene, what: str, is_new: Bools, is_old: Bools, times: tuple[int, int]
+) -> tuple[Floats, Floats, str]:
+    """Events and trials by stratum, of the new version and of what it is held against, and that in words.
+
+    `times`: when the new version came, and the minute from which on it is judged. At the same time few calls of the old
+    one may be left, with too few events to tell anything: those that it had before are added, if it does as it did and
+    not as the new one does.
+    """
+    first, since = times
+    events, tried = _tables(scene, what, is_new, is_old, since)
+    gone = tried[:, 1] < np.maximum(_CONCURRENT_SHARE_MIN * tried.sum(1), 1.0)
+    if tried[~gone, 1].sum() < scene.config.volume_min:
+        gone[:] = True
+    before, tried_before = _usual(scene, what, is_old, first)
+    against = "the old version at the same time"
+    usual = float((before / np.maximum(tried_before, 1.0) * tried[:, 1])[~gone].sum())
+    of_old = float(events[~gone, 1].sum())
+    as_ever = usual < _FEW_EVENTS and stats.poisson.sf(of_old - 1, usual) >= _AS_EVER_P
+    if as_ever and _standardised_ratio(events[~gone], tried[~gone]) >= scene.config.ratio_min:
+        events[~gone, 1] += before[~gone]
+        tried[~gone, 1] += tried_before[~gone]
+        against = "the old version at the same time and before"
+    if tried[gone, 0].sum() >= 0.5 * tried[:, 0].sum():
+        against = "the time before it came; the old version is gone"
+    events[gone, 1], tried[gone, 1] = before[gone], tried_before[gone]
+    return events, tried, against
 
 
 def _tables(scene: Scene, what: str, is_new: Bools, is_old: Bools, since: int) -> tuple[Floats, Floats]:
@@ -216,7 +242,7 @@ def _ran_well(scene: Scene, what: str, is_new: Bools, first: int) -> bool:
 
 
 def _told(
-    scene: Scene, release: Release, what: str, is_new: Bools, since: int, concurrent: bool, test: tuple[float, ...]
+    scene: Scene, release: Release, what: str, is_new: Bools, since: int, against: str, test: tuple[float, ...]
 ) -> Finding:
     panel, measure = scene.panel("version"), scene.measure("version", what)
     p, odds, low, high, ratio = test
@@ -228,7 +254,6 @@ def _told(
     place = Place(region, release.service, version=release.version)
     effect = telling.share_effect("error_rate" if what == "errors" else f"{what}_share", measure, is_new, since)
     hurt = _hurt(scene, release, what, region)
-    against = "the old version at the same time" if concurrent else "the time before it came; the old version is gone"
     word = {"errors": "errors", "slow": "spans beyond the usual p95", "very_slow": "spans beyond the usual p99"}[what]
     sentence = (
         f"Version {release.version} of {release.service}, new since {scene.span.time(release.first):%H:%M}"
