@@ -89,18 +89,26 @@ def find(scene: Scene) -> list[Finding]:
     found, new = [], releases(scene)
     for release in new:
         all_new = {one.version for one in new if one.service == release.service}
-        told = [_judged(scene, release, all_new, what) for what in ("errors", "very_slow", "slow")]
+        # What it serves is judged with its inner work, and without it: either may be bad by itself.
+        told = [
+            _judged(scene, release, all_new, what, others)
+            for what in ("errors", "very_slow", "slow")
+            for others in (_CALLING, (*_CALLING, "internal"))
+        ]
         best = max((one for one in told if one is not None), key=lambda one: one.score, default=None)
         if best is not None:
             found.append(best)
     return found
 
 
-def _judged(scene: Scene, release: Release, all_new: set[str], what: str) -> Finding | None:
+def _judged(
+    scene: Scene, release: Release, all_new: set[str], what: str, others: tuple[str, ...]
+) -> Finding | None:
+    """Whether a release does worse by a measure, in its spans of all kinds but `others`."""
     panel, measure = scene.panel("version"), scene.measure("version", what)
     of_service = (panel.keys["service_name"] == release.service).to_numpy()
     # Its calls are judged at the services that it calls.
-    of_service &= ~panel.keys["kind"].is_in(_CALLING).to_numpy()
+    of_service &= ~panel.keys["kind"].is_in(others).to_numpy()
     is_new = of_service & (panel.keys["service_version"] == release.version).to_numpy()
     if release.followers and _got_worse(scene, what, is_new, release.first, release.last + 1):
         is_new |= of_service & panel.keys["service_version"].is_in(release.followers).to_numpy()
