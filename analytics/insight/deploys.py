@@ -1,8 +1,9 @@
 """Versions: the new one against the old, at the same time where both run, else against what was usual before.
 
 A change of version is a change of state and may be a cause. New against old concurrently, stratified by region and
-operation (Cochran-Mantel-Haenszel), needs no assumption about what else happened then; where the old version is gone
-the baseline of the same operations takes its place, and the finding says so.
+operation (Cochran-Mantel-Haenszel), needs no assumption about what else happened then. Of what is rare the old version
+has too little beside a new one that is rolled out within minutes: as long as it does as ever, what it had before
+counts, too. Where it is gone the baseline of the same operations takes its place. The finding says which it was.
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ from analytics.insight.scene import STRATA, Scene
 
 NEW_MINUTES_MAX = 90
 _RUNNING_BEFORE_MIN = 5
+_SETTLED_MINUTES = 20
+"""What came so long before a version is established, if new itself: a release takes a quarter of an hour."""
 _CONCURRENT_SHARE_MIN = 0.02
 _ODDS_LOW_MIN = 1.2
 _EXCESS_MIN = 6
@@ -34,7 +37,7 @@ _CALLED_SHARE_MIN = 0.5
 _LAST_MINUTES = 3
 _FEW_EVENTS = 30.0
 """Of the old version at the same time: where fewer are to be expected, those before the new one came count as well."""
-_AS_EVER_P = 0.05
+_AS_EVER_P = 0.01
 
 
 @dataclass(frozen=True)
@@ -88,10 +91,11 @@ def find(scene: Scene) -> list[Finding]:
     while it did."""
     found, new = [], releases(scene)
     for release in new:
-        all_new = {one.version for one in new if one.service == release.service}
+        since = release.first - _SETTLED_MINUTES
+        unsettled = {one.version for one in new if one.service == release.service and one.first > since}
         # What it serves is judged with its inner work, and without it: either may be bad by itself.
         told = [
-            _judged(scene, release, all_new, what, others)
+            _judged(scene, release, unsettled, what, others)
             for what in ("errors", "very_slow", "slow")
             for others in (_CALLING, (*_CALLING, "internal"))
         ]
@@ -101,10 +105,9 @@ def find(scene: Scene) -> list[Finding]:
     return found
 
 
-def _judged(
-    scene: Scene, release: Release, all_new: set[str], what: str, others: tuple[str, ...]
-) -> Finding | None:
-    """Whether a release does worse by a measure, in its spans of all kinds but `others`."""
+def _judged(scene: Scene, release: Release, unsettled: set[str], what: str, others: tuple[str, ...]) -> Finding | None:
+    """Whether a release does worse than versions that are not `unsettled`, by a measure of all kinds of spans but
+    `others`."""
     panel, measure = scene.panel("version"), scene.measure("version", what)
     of_service = (panel.keys["service_name"] == release.service).to_numpy()
     # Its calls are judged at the services that it calls.
@@ -112,7 +115,7 @@ def _judged(
     is_new = of_service & (panel.keys["service_version"] == release.version).to_numpy()
     if release.followers and _got_worse(scene, what, is_new, release.first, release.last + 1):
         is_new |= of_service & panel.keys["service_version"].is_in(release.followers).to_numpy()
-    is_old = of_service & ~panel.keys["service_version"].is_in(all_new).to_numpy()
+    is_old = of_service & ~panel.keys["service_version"].is_in(unsettled).to_numpy()
     since = max(release.first, scene.span.count - scene.config.recent_minutes)
     observed, expected, trials = (
         float(array[is_new][:, since:].sum()) for array in (measure.observed, measure.expected, measure.trials)
@@ -149,12 +152,12 @@ def _compared(
         gone[:] = True
     before, tried_before = _usual(scene, what, is_old, first)
     against = "the old version at the same time"
-    usual = float((before / np.maximum(tried_before, 1.0) * tried[:, 1])[~gone].sum())
-    of_old = float(events[~gone, 1].sum())
-    as_ever = usual < _FEW_EVENTS and stats.poisson.sf(of_old - 1, usual) >= _AS_EVER_P
-    if as_ever and _standardised_ratio(events[~gone], tried[~gone]) >= scene.config.ratio_min:
-        events[~gone, 1] += before[~gone]
-        tried[~gone, 1] += tried_before[~gone]
+    beside = ~gone & (tried[:, 0] > 0)
+    usual = float((before / np.maximum(tried_before, 1.0) * tried[:, 1])[beside].sum())
+    as_ever = usual < _FEW_EVENTS and stats.poisson.sf(events[beside, 1].sum() - 1, usual) >= _AS_EVER_P
+    if as_ever and _standardised_ratio(events[beside], tried[beside]) >= scene.config.ratio_min:
+        events[beside, 1] += before[beside]
+        tried[beside, 1] += tried_before[beside]
         against = "the old version at the same time and before"
     if tried[gone, 0].sum() >= 0.5 * tried[:, 0].sum():
         against = "the time before it came; the old version is gone"

@@ -4,6 +4,10 @@ A step is an incident; a ramp is something that fills up. A ramp is told where t
 with time (Kendall's tau, Mann 1945), rose by less than half of it at once, and a straight line through its logarithm
 (slopes after Theil and Sen) fits better than a step at the best place. The time left is where the line meets the limit,
 with the interval of the slope.
+
+Few minutes are too few to tell order from chance; but against its peers, which share tenants, operations and time of
+day, a host is steady. A ramp is told early where a straight line through the logarithm of its durations over theirs
+rises steeply for what that usually varies by.
 """
 
 from __future__ import annotations
@@ -11,6 +15,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+import polars as pl
 from scipy import stats
 
 from analytics.change import duration
@@ -18,11 +23,16 @@ from analytics.insight import telling
 from analytics.insight.finding import Effect, Finding, Place
 from analytics.insight.measures import Bools, Floats
 from analytics.insight.panel import cell_values_ns
-from analytics.insight.scene import Scene
+from analytics.insight.scene import HISTORY_MIN, Scene
 
 LIMIT_RATIO = 20.0
 """Exhausted: durations of 20 times the usual, by when callers give up; no limit of the resource itself is known."""
 _MINUTES = (8, 12, 18, 25, 40)
+_EARLY_MINUTES = (5, 6, 7)
+_EARLY_RATIO_MIN = 1.15
+_EARLY_DEVIATION_MIN = 6.0
+_PER_MINUTE_MIN = 60
+_NORMAL_95 = 1.645
 _TAU_MIN = 0.6
 _RISE_MIN = 1.5
 _SLOW_RATIO_MIN = 1.3
@@ -54,7 +64,7 @@ def find(scene: Scene) -> list[Finding]:
         return []
     # The typical duration: of the mean cell, so that outliers weigh little.
     typical = cell_values_ns(panel.mean_cell(_BY, _SERVING))
-    ramps = {}
+    ramps = _early(scene, keys, typical, count)
     for index in np.flatnonzero(busiest & _may_rise(typical)):
         ramp = rising(typical[index], float(np.nanmedian(typical[index, : scene.span.baseline])))
         if ramp is not None:
@@ -77,6 +87,48 @@ def _may_rise(values: Floats) -> Bools:
             if minutes <= values.shape[1]:
                 found |= concordance(np.log(values[:, -minutes:])) >= _TAU_MIN - 1e-6
     return found
+
+
+def _early(scene: Scene, keys: pl.DataFrame, typical: Floats, count: Floats) -> dict[int, Ramp]:
+    """Ramps of hosts against their peers, by row of `keys`."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        longer = np.log(typical)
+    service = keys.select(pl.struct("region", "service_name").rank("dense")).to_series().to_numpy()
+    busy = count[:, -max(_EARLY_MINUTES) :].min(1) >= _PER_MINUTE_MIN
+    found = {}
+    for index in np.flatnonzero(busy):
+        peers = (service == service[index]) & (np.arange(len(service)) != index)
+        if not (peers & busy).any():
+            continue
+        ramp = budding(longer[index] - longer[peers & busy].mean(0), scene.span.baseline)
+        if ramp is not None:
+            found[int(index)] = ramp
+    return found
+
+
+def budding(gap: Floats, baseline: int) -> Ramp | None:
+    """The longest of _EARLY_MINUTES over which `gap`, a logarithm by minute, ramps up, None where none does.
+
+    How much it varies is measured in the first `baseline` minutes, as that of `baselines.scan`; least squares.
+    """
+    usual = gap[:baseline][np.isfinite(gap[:baseline])]
+    if len(usual) < HISTORY_MIN or not np.isfinite(gap[-max(_EARLY_MINUTES) :]).all():
+        return None
+    middle = float(np.median(usual))
+    high = (float(np.quantile(usual, 0.95)) - middle) / _NORMAL_95
+    spread = max(1.4826 * float(np.median(np.abs(usual - middle))), high, 1e-6)
+    best = None
+    for minutes in _EARLY_MINUTES:
+        y, x = gap[-minutes:] - middle, np.arange(minutes, dtype=float)
+        error = spread / float(np.sqrt(((x - x.mean()) ** 2).sum()))
+        slope, intercept = np.polyfit(x, y, 1)
+        steep = slope >= _EARLY_DEVIATION_MIN * error and y[-2:].mean() >= np.log(_EARLY_RATIO_MIN)
+        if steep and concordance(y) >= _TAU_MIN - 1e-6 and _is_ramp(y, x, float(slope), float(intercept)):
+            to_go = float(np.log(LIMIT_RATIO) - y[-2:].mean())
+            p = float(stats.norm.sf(slope / error))
+            left = (to_go / (slope + 1.96 * error), to_go / (slope - 1.96 * error))
+            best = Ramp(minutes, float(np.exp(slope * (minutes - 1))), p, left)
+    return best
 
 
 def rising(values: Floats, usual: float) -> Ramp | None:
