@@ -39,16 +39,19 @@ _SLOW_RATIO_MIN = 1.3
 _COUNT_PER_MINUTE_MIN = 10
 _BY = ("region", "service_name", "host")
 _SERVING = ("server", "consumer")
+_TEST = "Kendall's tau of duration and time, slopes after Theil and Sen"
+_EARLY_TEST = "slope of the duration over that of its peers, against what it varies by"
 
 
 @dataclass(frozen=True)
 class Ramp:
-    """A rise over the last `minutes`: by `rise` in all; `left_minutes` (low, high) until LIMIT_RATIO."""
+    """A rise over the last `minutes`, told by `test`: by `rise` in all; `left_minutes` (low, high) to LIMIT_RATIO."""
 
     minutes: int
     rise: float
     p: float
     left_minutes: tuple[float, float]
+    test: str
 
 
 def find(scene: Scene) -> list[Finding]:
@@ -115,19 +118,22 @@ def budding(gap: Floats, baseline: int) -> Ramp | None:
     if len(usual) < HISTORY_MIN or not np.isfinite(gap[-max(_EARLY_MINUTES) :]).all():
         return None
     middle = float(np.median(usual))
+    now = float(gap[-2:].mean()) - middle
+    if now < np.log(_EARLY_RATIO_MIN):
+        return None
     high = (float(np.quantile(usual, 0.95)) - middle) / _NORMAL_95
     spread = max(1.4826 * float(np.median(np.abs(usual - middle))), high, 1e-6)
     best = None
     for minutes in _EARLY_MINUTES:
         y, x = gap[-minutes:] - middle, np.arange(minutes, dtype=float)
-        error = spread / float(np.sqrt(((x - x.mean()) ** 2).sum()))
-        slope, intercept = np.polyfit(x, y, 1)
-        steep = slope >= _EARLY_DEVIATION_MIN * error and y[-2:].mean() >= np.log(_EARLY_RATIO_MIN)
-        if steep and concordance(y) >= _TAU_MIN - 1e-6 and _is_ramp(y, x, float(slope), float(intercept)):
-            to_go = float(np.log(LIMIT_RATIO) - y[-2:].mean())
-            p = float(stats.norm.sf(slope / error))
+        squares = float(((x - x.mean()) ** 2).sum())
+        slope, error = float((x - x.mean()) @ y) / squares, spread / float(np.sqrt(squares))
+        is_ramp = concordance(y) >= _TAU_MIN - 1e-6 and _is_ramp(y, x, slope, float(y.mean()) - slope * float(x.mean()))
+        if slope >= _EARLY_DEVIATION_MIN * error and is_ramp:
+            to_go = max(float(np.log(LIMIT_RATIO)) - now, 0.0)
             left = (to_go / (slope + 1.96 * error), to_go / (slope - 1.96 * error))
-            best = Ramp(minutes, float(np.exp(slope * (minutes - 1))), p, left)
+            p = float(stats.norm.sf(slope / error))
+            best = Ramp(minutes, float(np.exp(slope * (minutes - 1))), p, left, _EARLY_TEST)
     return best
 
 
@@ -149,7 +155,7 @@ def rising(values: Floats, usual: float) -> Ramp | None:
         if low <= 0 or rise < _RISE_MIN or not _is_ramp(y, x, float(slope), float(intercept)):
             continue
         to_go = np.log(LIMIT_RATIO * usual) - float(y[-3:].mean())
-        best = Ramp(minutes, rise, float(p), (max(to_go / high, 0.0), max(to_go / low, 0.0)))
+        best = Ramp(minutes, rise, float(p), (max(to_go / high, 0.0), max(to_go / low, 0.0)), _TEST)
     return best
 
 
@@ -190,8 +196,7 @@ def _told(scene: Scene, names: tuple[str, ...], ramp: Ramp, values: Floats, coun
         "exhaustion", place, telling.severity(now / usual, hurt.share),
         telling.score(5.8, now / usual, float(count[-ramp.minutes :].sum()), hurt.share), telling.aware(scene, since),
         scene.until, Effect("typical_duration_ns", now, usual, now / usual),
-        telling.confidence("Kendall's tau of duration and time, slopes after Theil and Sen", ramp.p, ramp.p,
-                           float(count[-ramp.minutes :].sum())),
+        telling.confidence(ramp.test, ramp.p, ramp.p, float(count[-ramp.minutes :].sum())),
         sentence, hurt.tenants, (f"host={host}",),
         exemplars=telling.exemplars(scene, Place(region, service), since, errors=False),
         sql=telling.sql_of(scene, place, since, "rollup_host_1m"),
