@@ -43,11 +43,12 @@ def result(scenario: Mapping[str, Any]) -> Result:
 
 
 def _truth(known: Mapping[str, Any]) -> Truth:
-    times = {name: datetime.fromisoformat(known[f"{name}_time"]) for name in ("start", "end")}
-    seconds = {f"{name}_second": int(time.timestamp()) for name, time in times.items()}
     names = {field.name for field in fields(Truth)}
-    same = {name: tuple(value) if name == "tenants" else value for name, value in known.items() if name in names}
-    return Truth(**same, **seconds)
+    values: dict[str, Any] = {name: value for name, value in known.items() if name in names}
+    values["tenants"] = tuple(known["tenants"])
+    for name in ("start", "end"):
+        values[f"{name}_second"] = int(datetime.fromisoformat(known[f"{name}_time"]).timestamp())
+    return Truth(**values)
 
 
 if __name__ == "__main__":
