@@ -77,6 +77,8 @@ SERVICE_NAMES = ("api-gateway", "cache", "topics", "subscriber")
 SERVICE_VERSIONS = ((4, 12), (2, 31), (1, 9), (3, 0))
 PROCESSES = len(REGIONS) * len(SERVICE_NAMES) * HOSTS_PER_SERVICE
 STARTS_PER_RELEASE = 32
+STARTS_OF_DAILY = 16
+"""Of the runs of a release those that are its own; each of the others is a fix of it, with a version of its own."""
 _RELEASES_PER_MINOR = 10
 
 
@@ -258,10 +260,13 @@ def _topic(rng: np.random.Generator, name: str) -> Topic:
     )
 
 
-def version(service: int, release: int) -> str:
-    """`service.version` of a release of a service."""
+def version(service: int, run: int) -> str:
+    """`service.version` of a run of a service: three numbers of its release, a fourth where it is a fix of it."""
     major, minor = SERVICE_VERSIONS[service]
-    return f"{major}.{minor + release // _RELEASES_PER_MINOR}.{release % _RELEASES_PER_MINOR}"
+    release, start = divmod(run, STARTS_PER_RELEASE)
+    fix = start - STARTS_OF_DAILY + 1
+    daily = f"{major}.{minor + release // _RELEASES_PER_MINOR}.{release % _RELEASES_PER_MINOR}"
+    return f"{daily}.{fix}" if fix > 0 else daily
 
 
 def _instance(service: Service, region: int, host: int, run: int) -> Instance:
@@ -274,7 +279,7 @@ def _instance(service: Service, region: int, host: int, run: int) -> Instance:
         attributes=(
             ("service.name", name),
             ("service.namespace", "platform"),
-            ("service.version", version(service, run // STARTS_PER_RELEASE)),
+            ("service.version", version(service, run)),
             ("service.instance.id", f"{host_name}-{run + 1}"),
             ("deployment.environment.name", "production"),
             ("cloud.provider", "aws"),

@@ -15,7 +15,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from analytics.insight.finding import KINDS as FINDING_KINDS
-from benchmarks.evaluate.__main__ import main
+from benchmarks.evaluate import together
+from benchmarks.evaluate.__main__ import main, scenario
 from benchmarks.evaluate.matching import AFTERMATH, GRACE, RULES, names_place, names_tenant, verdict
 from benchmarks.evaluate.scoring import judge, misses, table
 from sample_data.incidents.catalogue import KINDS
@@ -230,3 +231,21 @@ def test_seeds_that_are_none_are_refused(seeds: str, capsys: pytest.CaptureFixtu
     with pytest.raises(SystemExit):
         main(["--seeds", seeds])
     assert "expected such as 1-5" in capsys.readouterr().err
+
+
+def test_runs_are_added_up_from_their_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    found = Told("noisy_neighbour", "eu-west-1", "cache", host="cache-1", suspects=("tenant=cobalt",))
+    told = judge("noisy_neighbour", 1, NOISY, [At(START + 2 * MINUTE, (found,))])
+    missed = judge("noisy_neighbour", 2, NOISY, [At(START + 2 * MINUTE, ())])
+    silent = judge("quiet", 2, None, [At(START + minute * MINUTE, ()) for minute in range(90)])
+    files = []
+    for number, results in enumerate([[told], [missed, silent]]):
+        written = json.loads(json.dumps([scenario(one) for one in results], default=str))
+        assert [together.result(one) for one in written] == results
+        files.append(tmp_path / f"{number}.json")
+        files[-1].write_text(json.dumps({"about": {"commit": f"c{number}"}, "scenarios": written}))
+    assert together.main([str(path) for path in files]) == 0
+    out = capsys.readouterr().out
+    assert "| noisy_neighbour | 2 | 0.50 |" in out
+    assert "commits c0, c1; silent minutes 90 (quiet: 90), false alarms in them 0" in out
+    assert "noisy_neighbour seed=2 MISSED" in out

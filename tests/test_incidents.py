@@ -20,7 +20,7 @@ from sample_data.incidents.catalogue import KINDS, incident, parse
 from sample_data.incidents.incident import Incident, Platform
 from sample_data.model import Kind, Operations, Outcome, Workload, key_host
 from sample_data.stream import Stream
-from sample_data.topology import REGIONS, Service, build_topology, instance_indices
+from sample_data.topology import REGIONS, STARTS_PER_RELEASE, Service, build_topology, instance_indices, version
 
 START = 1_790_000_000
 SEED = 11
@@ -153,6 +153,16 @@ def test_a_release_fails_on_its_version_and_beside_it_the_former_one_runs() -> N
     assert next(iter(shares.values())) < 0.01
     after = spans(made, 610, 620).filter(region="us-east-1", service_name="cache")
     assert made.truth.version not in set(after["service_version"])
+
+
+def test_a_release_has_a_number_that_no_daily_one_has() -> None:
+    made = scripted("deploy_errors", seconds=600, service="cache", region="us-east-1")
+    other = incident("deploy_errors", TOPOLOGY, SEED, START + 3600, 600, {"service": "cache"})
+    daily = {version(Service.CACHE, run) for run in range(0, 1000 * STARTS_PER_RELEASE, STARTS_PER_RELEASE)}
+    assert not {made.truth.version, other.truth.version} & daily
+    assert made.truth.version != other.truth.version
+    during = spans(made, 300, 320).filter(region="us-east-1", service_name="cache", kind="server")
+    assert set(during["service_version"]) == {made.truth.version}
 
 
 def test_lost_deliveries_are_lost_at_one_topic_of_one_tenant() -> None:

@@ -165,6 +165,20 @@ def test_a_bad_version_on_one_host_explains_its_errors(minute: int) -> None:
     assert "at the same time" in found.sentence
 
 
+@pytest.mark.parametrize("of_all", [False, True])
+def test_a_version_rolled_out_at_once_is_held_against_the_time_before(of_all: bool) -> None:
+    """A host a minute in the north: the former version has too few errors beside it, unless everything fails there."""
+    rolled = NORTH & (pl.col("minute") >= BEGIN + pl.col("host"))
+    calls = changed(rolled, version=pl.lit("1.1"))
+    failing = (NORTH & (pl.col("minute") >= BEGIN)) if of_all else pl.col("version") == "1.1"
+    calls = calls.with_columns(fails=pl.col("fails") | (failing & (pl.col("number") % 125 == 0)))
+    found = told(calls, BEGIN + 4)
+    assert (found[0].kind == "deploy") != of_all
+    if not of_all:
+        assert (found[0].version, found[0].region) == ("1.1", "north")
+        assert "at the same time and before" in found[0].sentence
+
+
 def test_a_version_that_ran_well_before_is_not_blamed() -> None:
     bad = changed(NORTH & ON_HOST, fails=pl.col("fails") | (pl.col("number") % 10 == 0))
     old = bad.with_columns(version=pl.when(ON_HOST & (pl.col("minute") >= 20)).then(pl.lit("1.1")).otherwise("version"))

@@ -26,7 +26,7 @@ from analytics.insight.mix import kitagawa
 from analytics.insight.objectives import burn_rate
 from analytics.insight.panel import quantile_ns
 from analytics.insight.traced import DEMAND_SCHEMA, steady
-from analytics.insight.trends import rising
+from analytics.insight.trends import budding, rising
 from collector.config import AlertsConfig
 from collector.errors import OperatorError
 
@@ -142,6 +142,22 @@ def test_a_ramp_is_told_from_a_step_and_from_noise() -> None:
     assert low <= high
     assert rising(step, 1.0) is None
     assert rising(noise, 1.0) is None
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_a_ramp_against_peers_is_told_by_its_fifth_minute_and_no_step_nor_noise(seed: int) -> None:
+    noise = 0.02 * np.random.default_rng(seed).standard_normal(75)
+    minute = np.arange(75.0)
+    found = budding(0.3 + noise + 0.07 * np.clip(minute - 69, 0, None), 60)
+    assert found is not None
+    assert found.rise == pytest.approx(np.exp(0.07 * (found.minutes - 1)), rel=0.15)
+    low, high = found.left_minutes
+    # At 7 % a minute; of the longest stretch, the first minute may be one before the ramp.
+    left = (np.log(20) - 0.07 * 5) / 0.07
+    assert low / 1.15 < left < high * 1.15
+    assert budding(0.3 + noise, 60) is None
+    assert budding(0.3 + noise + 0.4 * (minute >= 72), 60) is None
+    assert budding(0.3 + noise + 0.01 * np.clip(minute - 69, 0, None), 60) is None
 
 
 def test_the_stratified_test_is_not_deceived_by_the_mix() -> None:

@@ -1,8 +1,9 @@
 """Versions: the new one against the old, at the same time where both run, else against what was usual before.
 
 A change of version is a change of state and may be a cause. New against old concurrently, stratified by region and
-operation (Cochran-Mantel-Haenszel), needs no assumption about what else happened then; where the old version is gone
-the baseline of the same operations takes its place, and the finding says so.
+operation (Cochran-Mantel-Haenszel), needs no assumption about what else happened then. Of what is rare the old version
+has too little beside a new one that is rolled out within minutes: as long as it does as ever, what it had before
+counts, too. Where it is gone the baseline of the same operations takes its place. The finding says which it was.
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ from analytics.insight.scene import STRATA, Scene
 
 NEW_MINUTES_MAX = 90
 _RUNNING_BEFORE_MIN = 5
+_SETTLED_MINUTES = 20
+"""What came so long before a version is established, if new itself: a release takes a quarter of an hour."""
 _CONCURRENT_SHARE_MIN = 0.02
 _ODDS_LOW_MIN = 1.2
 _EXCESS_MIN = 6
@@ -32,6 +35,9 @@ _ELSEWHERE_MAX = 0.6
 _CALLING = ("client", "producer")
 _CALLED_SHARE_MIN = 0.5
 _LAST_MINUTES = 3
+_FEW_EVENTS = 30.0
+"""Of the old version at the same time: where fewer are to be expected, those before the new one came count as well."""
+_AS_EVER_P = 0.01
 
 
 @dataclass(frozen=True)
@@ -85,36 +91,38 @@ def find(scene: Scene) -> list[Finding]:
     while it did."""
     found, new = [], releases(scene)
     for release in new:
-        all_new = {one.version for one in new if one.service == release.service}
-        told = [_judged(scene, release, all_new, what) for what in ("errors", "very_slow", "slow")]
+        since = release.first - _SETTLED_MINUTES
+        unsettled = {one.version for one in new if one.service == release.service and one.first > since}
+        # What it serves is judged with its inner work, and without it: either may be bad by itself.
+        told = [
+            _judged(scene, release, unsettled, what, others)
+            for what in ("errors", "very_slow", "slow")
+            for others in (_CALLING, (*_CALLING, "internal"))
+        ]
         best = max((one for one in told if one is not None), key=lambda one: one.score, default=None)
         if best is not None:
             found.append(best)
     return found
 
 
-def _judged(scene: Scene, release: Release, all_new: set[str], what: str) -> Finding | None:
+def _judged(scene: Scene, release: Release, unsettled: set[str], what: str, others: tuple[str, ...]) -> Finding | None:
+    """Whether a release does worse than versions that are not `unsettled`, by a measure of all kinds of spans but
+    `others`."""
     panel, measure = scene.panel("version"), scene.measure("version", what)
     of_service = (panel.keys["service_name"] == release.service).to_numpy()
     # Its calls are judged at the services that it calls.
-    of_service &= ~panel.keys["kind"].is_in(_CALLING).to_numpy()
+    of_service &= ~panel.keys["kind"].is_in(others).to_numpy()
     is_new = of_service & (panel.keys["service_version"] == release.version).to_numpy()
     if release.followers and _got_worse(scene, what, is_new, release.first, release.last + 1):
         is_new |= of_service & panel.keys["service_version"].is_in(release.followers).to_numpy()
-    is_old = of_service & ~panel.keys["service_version"].is_in(all_new).to_numpy()
+    is_old = of_service & ~panel.keys["service_version"].is_in(unsettled).to_numpy()
     since = max(release.first, scene.span.count - scene.config.recent_minutes)
     observed, expected, trials = (
         float(array[is_new][:, since:].sum()) for array in (measure.observed, measure.expected, measure.trials)
     )
     if trials < scene.config.volume_min or observed - expected < _EXCESS_MIN:
         return None
-    events, tried = _tables(scene, what, is_new, is_old, since)
-    gone = tried[:, 1] < np.maximum(_CONCURRENT_SHARE_MIN * tried.sum(1), 1.0)
-    if tried[~gone, 1].sum() < scene.config.volume_min:
-        gone[:] = True
-    before = _usual(scene, what, is_old, release.first)
-    events[gone, 1], tried[gone, 1] = (array[gone] for array in before)
-    concurrent = bool(tried[gone, 0].sum() < 0.5 * tried[:, 0].sum())
+    events, tried, against = _compared(scene, what, is_new, is_old, (release.first, since))
     p, odds, low, high = telling.stratified_test(events, tried)
     ratio = _standardised_ratio(events, tried)
     if low < _ODDS_LOW_MIN or ratio < scene.config.ratio_min or p > scene.config.false_discovery_rate:
@@ -125,7 +133,36 @@ def _judged(scene: Scene, release: Release, all_new: set[str], what: str) -> Fin
         return None
     if _only_waits(scene, what, is_new, since):
         return None
-    return _told(scene, release, what, is_new, since, concurrent, (p, odds, low, high, ratio))
+    return _told(scene, release, what, is_new, since, against, (p, odds, low, high, ratio))
+
+
+def _compared(
+    scene: Scene, what: str, is_new: Bools, is_old: Bools, times: tuple[int, int]
+) -> tuple[Floats, Floats, str]:
+    """Events and trials by stratum, of the new version and of what it is held against, and that in words.
+
+    `times`: when the new version came, and the minute from which on it is judged. At the same time few calls of the old
+    one may be left, with too few events to tell anything: those that it had before are added, if it does as it did and
+    not as the new one does.
+    """
+    first, since = times
+    events, tried = _tables(scene, what, is_new, is_old, since)
+    gone = tried[:, 1] < np.maximum(_CONCURRENT_SHARE_MIN * tried.sum(1), 1.0)
+    if tried[~gone, 1].sum() < scene.config.volume_min:
+        gone[:] = True
+    before, tried_before = _usual(scene, what, is_old, first)
+    against = "the old version at the same time"
+    beside = ~gone & (tried[:, 0] > 0)
+    usual = float((before / np.maximum(tried_before, 1.0) * tried[:, 1])[beside].sum())
+    as_ever = usual < _FEW_EVENTS and stats.poisson.sf(events[beside, 1].sum() - 1, usual) >= _AS_EVER_P
+    if as_ever and _standardised_ratio(events[beside], tried[beside]) >= scene.config.ratio_min:
+        events[beside, 1] += before[beside]
+        tried[beside, 1] += tried_before[beside]
+        against = "the old version at the same time and before"
+    if tried[gone, 0].sum() >= 0.5 * tried[:, 0].sum():
+        against = "the time before it came; the old version is gone"
+    events[gone, 1], tried[gone, 1] = before[gone], tried_before[gone]
+    return events, tried, against
 
 
 def _tables(scene: Scene, what: str, is_new: Bools, is_old: Bools, since: int) -> tuple[Floats, Floats]:
@@ -216,7 +253,7 @@ def _ran_well(scene: Scene, what: str, is_new: Bools, first: int) -> bool:
 
 
 def _told(
-    scene: Scene, release: Release, what: str, is_new: Bools, since: int, concurrent: bool, test: tuple[float, ...]
+    scene: Scene, release: Release, what: str, is_new: Bools, since: int, against: str, test: tuple[float, ...]
 ) -> Finding:
     panel, measure = scene.panel("version"), scene.measure("version", what)
     p, odds, low, high, ratio = test
@@ -228,7 +265,6 @@ def _told(
     place = Place(region, release.service, version=release.version)
     effect = telling.share_effect("error_rate" if what == "errors" else f"{what}_share", measure, is_new, since)
     hurt = _hurt(scene, release, what, region)
-    against = "the old version at the same time" if concurrent else "the time before it came; the old version is gone"
     word = {"errors": "errors", "slow": "spans beyond the usual p95", "very_slow": "spans beyond the usual p99"}[what]
     sentence = (
         f"Version {release.version} of {release.service}, new since {scene.span.time(release.first):%H:%M}"

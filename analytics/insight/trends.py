@@ -4,6 +4,10 @@ A step is an incident; a ramp is something that fills up. A ramp is told where t
 with time (Kendall's tau, Mann 1945), rose by less than half of it at once, and a straight line through its logarithm
 (slopes after Theil and Sen) fits better than a step at the best place. The time left is where the line meets the limit,
 with the interval of the slope.
+
+Few minutes are too few to tell order from chance; but against its peers, which share tenants, operations and time of
+day, a host is steady. A ramp is told early where a straight line through the logarithm of its durations over theirs
+rises steeply for what that usually varies by.
 """
 
 from __future__ import annotations
@@ -11,6 +15,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+import polars as pl
 from scipy import stats
 
 from analytics.change import duration
@@ -18,27 +23,35 @@ from analytics.insight import telling
 from analytics.insight.finding import Effect, Finding, Place
 from analytics.insight.measures import Bools, Floats
 from analytics.insight.panel import cell_values_ns
-from analytics.insight.scene import Scene
+from analytics.insight.scene import HISTORY_MIN, Scene
 
 LIMIT_RATIO = 20.0
 """Exhausted: durations of 20 times the usual, by when callers give up; no limit of the resource itself is known."""
 _MINUTES = (8, 12, 18, 25, 40)
+_EARLY_MINUTES = (5, 6, 7)
+_EARLY_RATIO_MIN = 1.15
+_EARLY_DEVIATION_MIN = 6.0
+_PER_MINUTE_MIN = 60
+_NORMAL_95 = 1.645
 _TAU_MIN = 0.6
 _RISE_MIN = 1.5
 _SLOW_RATIO_MIN = 1.3
 _COUNT_PER_MINUTE_MIN = 10
 _BY = ("region", "service_name", "host")
 _SERVING = ("server", "consumer")
+_TEST = "Kendall's tau of duration and time, slopes after Theil and Sen"
+_EARLY_TEST = "slope of the duration over that of its peers, against what it varies by"
 
 
 @dataclass(frozen=True)
 class Ramp:
-    """A rise over the last `minutes`: by `rise` in all; `left_minutes` (low, high) until LIMIT_RATIO."""
+    """A rise over the last `minutes`, told by `test`: by `rise` in all; `left_minutes` (low, high) to LIMIT_RATIO."""
 
     minutes: int
     rise: float
     p: float
     left_minutes: tuple[float, float]
+    test: str
 
 
 def find(scene: Scene) -> list[Finding]:
@@ -54,7 +67,7 @@ def find(scene: Scene) -> list[Finding]:
         return []
     # The typical duration: of the mean cell, so that outliers weigh little.
     typical = cell_values_ns(panel.mean_cell(_BY, _SERVING))
-    ramps = {}
+    ramps = _early(scene, keys, typical, count)
     for index in np.flatnonzero(busiest & _may_rise(typical)):
         ramp = rising(typical[index], float(np.nanmedian(typical[index, : scene.span.baseline])))
         if ramp is not None:
@@ -79,6 +92,51 @@ def _may_rise(values: Floats) -> Bools:
     return found
 
 
+def _early(scene: Scene, keys: pl.DataFrame, typical: Floats, count: Floats) -> dict[int, Ramp]:
+    """Ramps of hosts against their peers, by row of `keys`."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        longer = np.log(typical)
+    service = keys.select(pl.struct("region", "service_name").rank("dense")).to_series().to_numpy()
+    busy = count[:, -max(_EARLY_MINUTES) :].min(1) >= _PER_MINUTE_MIN
+    found = {}
+    for index in np.flatnonzero(busy):
+        peers = (service == service[index]) & (np.arange(len(service)) != index)
+        if not (peers & busy).any():
+            continue
+        ramp = budding(longer[index] - longer[peers & busy].mean(0), scene.span.baseline)
+        if ramp is not None:
+            found[int(index)] = ramp
+    return found
+
+
+def budding(gap: Floats, baseline: int) -> Ramp | None:
+    """The longest of _EARLY_MINUTES over which `gap`, a logarithm by minute, ramps up, None where none does.
+
+    How much it varies is measured in the first `baseline` minutes, as that of `baselines.scan`; least squares.
+    """
+    usual = gap[:baseline][np.isfinite(gap[:baseline])]
+    if len(usual) < HISTORY_MIN or not np.isfinite(gap[-max(_EARLY_MINUTES) :]).all():
+        return None
+    middle = float(np.median(usual))
+    now = float(gap[-2:].mean()) - middle
+    if now < np.log(_EARLY_RATIO_MIN):
+        return None
+    high = (float(np.quantile(usual, 0.95)) - middle) / _NORMAL_95
+    spread = max(1.4826 * float(np.median(np.abs(usual - middle))), high, 1e-6)
+    best = None
+    for minutes in _EARLY_MINUTES:
+        y, x = gap[-minutes:] - middle, np.arange(minutes, dtype=float)
+        squares = float(((x - x.mean()) ** 2).sum())
+        slope, error = float((x - x.mean()) @ y) / squares, spread / float(np.sqrt(squares))
+        is_ramp = concordance(y) >= _TAU_MIN - 1e-6 and _is_ramp(y, x, slope, float(y.mean()) - slope * float(x.mean()))
+        if slope >= _EARLY_DEVIATION_MIN * error and is_ramp:
+            to_go = max(float(np.log(LIMIT_RATIO)) - now, 0.0)
+            left = (to_go / (slope + 1.96 * error), to_go / (slope - 1.96 * error))
+            p = float(stats.norm.sf(slope / error))
+            best = Ramp(minutes, float(np.exp(slope * (minutes - 1))), p, left, _EARLY_TEST)
+    return best
+
+
 def rising(values: Floats, usual: float) -> Ramp | None:
     """The longest stretch up to the end over which `values` ramp up from `usual`, None where none does."""
     best = None
@@ -97,7 +155,7 @@ def rising(values: Floats, usual: float) -> Ramp | None:
         if low <= 0 or rise < _RISE_MIN or not _is_ramp(y, x, float(slope), float(intercept)):
             continue
         to_go = np.log(LIMIT_RATIO * usual) - float(y[-3:].mean())
-        best = Ramp(minutes, rise, float(p), (max(to_go / high, 0.0), max(to_go / low, 0.0)))
+        best = Ramp(minutes, rise, float(p), (max(to_go / high, 0.0), max(to_go / low, 0.0)), _TEST)
     return best
 
 
@@ -138,8 +196,7 @@ def _told(scene: Scene, names: tuple[str, ...], ramp: Ramp, values: Floats, coun
         "exhaustion", place, telling.severity(now / usual, hurt.share),
         telling.score(5.8, now / usual, float(count[-ramp.minutes :].sum()), hurt.share), telling.aware(scene, since),
         scene.until, Effect("typical_duration_ns", now, usual, now / usual),
-        telling.confidence("Kendall's tau of duration and time, slopes after Theil and Sen", ramp.p, ramp.p,
-                           float(count[-ramp.minutes :].sum())),
+        telling.confidence(ramp.test, ramp.p, ramp.p, float(count[-ramp.minutes :].sum())),
         sentence, hurt.tenants, (f"host={host}",),
         exemplars=telling.exemplars(scene, Place(region, service), since, errors=False),
         sql=telling.sql_of(scene, place, since, "rollup_host_1m"),

@@ -60,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _report(results: Sequence[Result], options: argparse.Namespace, seconds: float) -> None:
     rows = table(results)
-    print(_markdown(rows))
+    print(markdown(rows))
     cpu = sum(r.cpu_seconds_per_minute for r in results) / len(results)
     about = machine.describe() | {
         "seeds": [options.seeds[0], options.seeds[-1]],
@@ -73,17 +73,19 @@ def _report(results: Sequence[Result], options: argparse.Namespace, seconds: flo
     if options.misses:
         options.misses.write_text("\n".join(misses(results)) + "\n")
     if options.output:
-        content = {"about": about, "table": [asdict(row) for row in rows], "scenarios": [_scenario(r) for r in results]}
+        content = {"about": about, "table": [asdict(row) for row in rows], "scenarios": [scenario(r) for r in results]}
         options.output.write_text(json.dumps(content, indent=1, default=str) + "\n")
 
 
-def _scenario(result: Result) -> dict[str, object]:
+def scenario(result: Result) -> dict[str, object]:
+    """A scenario as `--output` has it; `together.result` reads it."""
     values = asdict(result)
     truth = result.truth
     return values | {"truth": truth and truth.as_json()}
 
 
-def _markdown(rows: Sequence[Row]) -> str:
+def markdown(rows: Sequence[Row]) -> str:
+    """The table in Markdown."""
     heads = (
         "kind", "scenarios", "recall", "precision", "minutes to detect: median", "p90", "ranked first", "right place",
         "right tenants", "findings each", "false alarms", "per quiet day",

@@ -16,15 +16,16 @@ from sample_data.topology import (
     HOSTS_PER_SERVICE,
     REGIONS,
     SERVICE_NAMES,
+    STARTS_OF_DAILY,
     STARTS_PER_RELEASE,
     Service,
     Topology,
     instance_index,
-    version,
 )
 
 PARAMETERS = ("factor", "region", "tenant", "service", "host", "destination")
 _STREAM = 5
+_SECONDS_PER_FIX = 600
 _REGION_SHARE_MIN = 0.15
 _TENANT_SHARE_MIN = 0.008
 
@@ -103,10 +104,12 @@ class Scene:
         """`host.name`."""
         return self.topology.instances[instance_index(service, region, host)].host
 
-    def next_version(self, service: int) -> str:
-        """The version after the latest that runs when the scene begins."""
-        runs = Fleet(self.seed).runs(self.start_second)[:, service]
-        return version(service, int(runs.max()) // STARTS_PER_RELEASE + 1)
+    def fix(self, service: int) -> int:
+        """The run of a fix of the latest release that runs when the scene begins; which one the start says, so that
+        two of a day differ."""
+        release = int(Fleet(self.seed).runs(self.start_second)[:, service].max()) // STARTS_PER_RELEASE
+        number = self.start_second // _SECONDS_PER_FIX % (STARTS_PER_RELEASE - STARTS_OF_DAILY)
+        return release * STARTS_PER_RELEASE + STARTS_OF_DAILY + number
 
     def users(self, region: int | None, *, but: int | None = None) -> tuple[str, ...]:
         """Names of tenants with traffic in the region (anywhere), all `but` one."""
