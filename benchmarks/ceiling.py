@@ -60,7 +60,7 @@ def rate(kind: str, cores: list[int], seconds: float) -> float:
     running = [context.Process(target=_repeat, args=(kind, core, seconds, ready, rates)) for core in cores]
     for process in running:
         process.start()
-    found = sum(rates.get() for _ in running)
+    found = sum(float(rates.get()) for _ in running)
     for process in running:
         process.join()
     return found
