@@ -18,10 +18,16 @@ from analytics.window import Window
 from collector.errors import OperatorError
 from collector.lake.sandbox import Sandbox
 
-COLUMNS = (
-    "region", "zone", "host", "tenant", "service_name", "service_version", "service_instance_id", "environment",
-    "component", "operation", "kind", "status", "destination", "cache_hit", "error_type", "http_status", "scope_name",
+TOGETHER = (
+    ("tenant",),
+    ("region", "zone", "host", "service_name", "service_version", "service_instance_id", "environment"),
+    (
+        "component", "operation", "kind", "status", "destination", "cache_hit", "error_type", "http_status",
+        "scope_name",
+    ),
 )  # fmt: skip
+"""Columns that are grouped in one go: those of a part depend on each other, so that their combinations are few."""
+COLUMNS = tuple(name for part in TOGETHER for name in part)
 ATTRIBUTE_SPANS_MAX = 200_000
 """Spans of which further attributes are looked at; of more, one in so many is."""
 _TESTED_MAX = 300
@@ -43,8 +49,8 @@ def explain(sandbox: Sandbox, window: Window, where: str, rows_max: int = 20) ->
     unknown and which count once); by absolute difference, largest first. Raises QueryError for a condition
     that does not run, OperatorError for one that selects nothing or everything.
     """
-    totals = frame(sandbox, _scoped(window, where, "") + _TOTALS)
-    sides = {bool(row["is_selected"]): row for row in totals.iter_rows(named=True)}
+    columns = _columns(sandbox, window, where)
+    sides = _sides(columns)
     if len(sides) < 2:
         everything = True in sides
         raise OperatorError(
@@ -53,7 +59,7 @@ def explain(sandbox: Sandbox, window: Window, where: str, rows_max: int = 20) ->
             f"{window.end:%Y-%m-%d %H:%M} UTC; expected a part of them, to compare with the others"
         )
     spans = sum(int(side["spans"]) for side in sides.values())
-    counted = pl.concat([_columns(sandbox, window, where), _attributes(sandbox, window, where, spans)])
+    counted = pl.concat([columns.drop("squares"), _attributes(sandbox, window, where, spans)])
     return _ranked(counted, sides, rows_max)
 
 
@@ -74,24 +80,30 @@ def _scoped(window: Window, where: str, columns: str, sample: str = "") -> str:
     )
 
 
-_TOTALS = (
-    "SELECT is_selected, count(*) AS spans, sum(weight) AS total, sum(weight * weight) AS squares "
-    "FROM scoped GROUP BY is_selected"
-)
-
-
 def _columns(sandbox: Sandbox, window: Window, where: str) -> pl.DataFrame:
-    """Columns attribute, value, is_selected, spans, weight: of COLUMNS, over all spans."""
-    labels = "".join(f", {name}::VARCHAR AS {name}" for name in COLUMNS)
-    grouped = ", ".join(f"(is_selected, {name})" for name in COLUMNS)
+    """Columns attribute, value, is_selected, spans, weight, unknown, squares: of COLUMNS, over all spans that have one.
+
+    Spans are grouped to combinations first, thousands of them, and these to the values of each column.
+    """
+    parts = ", ".join(f"(is_selected, {', '.join(part)})" for part in TOGETHER)
+    sums = "sum(weight) AS weight, sum(unknown)::BIGINT AS unknown, sum(squares) AS squares"
     name = " ".join(f"WHEN GROUPING({column}) = 0 THEN '{column}'" for column in COLUMNS)
-    value = f"coalesce({', '.join(COLUMNS)})"
+    value = f"coalesce({', '.join(f'{column}::VARCHAR' for column in COLUMNS)})"
     sql = (
-        f"SELECT CASE {name} END AS attribute, {value} AS value, is_selected, count(*) AS spans, "
-        "sum(weight) AS weight, sum(unknown)::BIGINT AS unknown "
-        f"FROM scoped GROUP BY GROUPING SETS ({grouped})"
+        f", combinations AS (SELECT is_selected, {', '.join(COLUMNS)}, count(*) AS spans, "
+        f"{sums.replace('(squares)', '(weight * weight)')} FROM scoped GROUP BY GROUPING SETS ({parts})) "
+        f"SELECT CASE {name} END AS attribute, {value} AS value, is_selected, sum(spans)::BIGINT AS spans, {sums} "
+        f"FROM combinations GROUP BY GROUPING SETS ({', '.join(f'(is_selected, {column})' for column in COLUMNS)}) "
+        "HAVING value IS NOT NULL"
     )
-    return frame(sandbox, _scoped(window, where, labels) + sql)
+    return frame(sandbox, _scoped(window, where, "".join(f", {column}" for column in COLUMNS)) + sql)
+
+
+def _sides(columns: pl.DataFrame) -> dict[bool, dict[str, float]]:
+    """Of the selected and of the others, where there are any: spans, total (of weights) and squares (of weights)."""
+    every = columns.filter(pl.col("attribute") == "tenant").group_by("is_selected")  # the one that all spans have
+    totals = every.agg(pl.col("spans").sum(), total=pl.col("weight").sum(), squares=pl.col("squares").sum())
+    return {bool(row["is_selected"]): row for row in totals.iter_rows(named=True)}
 
 
 def _attributes(sandbox: Sandbox, window: Window, where: str, spans: int) -> pl.DataFrame:
