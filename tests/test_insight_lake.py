@@ -325,9 +325,9 @@ def test_what_cannot_be_answered_is_told(config: Config, arguments: tuple[str, .
 def test_looking_back_reads_each_minute_once_and_not_all_at_once(lake: Lake, monkeypatch: pytest.MonkeyPatch) -> None:
     read: list[tuple[datetime, datetime]] = []
 
-    def recorded(reader: Reader, start: datetime, until: datetime, *of: str | None) -> Evidence:
+    def recorded(reader: Reader, start: datetime, until: datetime, *of: str | None, before: Evidence) -> Evidence:
         read.append((start, until))
-        return load(reader, start, until, *of)
+        return load(reader, start, until, *of, before=before)
 
     held: list[int] = []
 

@@ -18,6 +18,7 @@ from analytics.rollup.partials import UNKNOWN
 
 HOURLY_SCHEMA = pl.Schema({"minute": pl.Datetime("us"), "region": pl.String(), "count": pl.Int64()})
 """Served spans by whole hour (`minute` is its start) and region, for forecasts; only the lake knows days of it."""
+_TRACED = ("deliveries", "delivery_cells", "hot_keys", "exemplars")
 _OF_SPANS = ("start_time", "duration_ns", "status", "cache_hit", "sample_weight")
 
 
@@ -65,6 +66,15 @@ class Evidence:
         if not parts:
             return cls.empty()
         return cls(**{name: _concat([getattr(part, name) for part in parts]) for name in _FIELDS})  # type: ignore[arg-type]
+
+    def with_traced(self, later: Sequence[Evidence]) -> Evidence:
+        """With what the tables of traces tell of later stretches of time."""
+        parts = {name: pl.concat([getattr(one, name) for one in (self, *later)]) for name in _TRACED}
+        return replace(self, **parts)
+
+    def with_traced_of(self, other: Evidence) -> Evidence:
+        """With what another one knows of the tables of traces instead."""
+        return replace(self, **{name: getattr(other, name) for name in _TRACED})
 
     def until(self, time: datetime) -> Evidence:
         """What minutes that end at or before `time` (aware) tell."""

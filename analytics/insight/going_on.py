@@ -53,12 +53,8 @@ class Ongoing:
         looked_at = max(start, before - REREAD_MINUTES * MINUTE)
         source = Source(reader, self._present, naive(looked_at), naive(until))
         changed = self._changed(source, naive(before))
-        kept, old = self._known.between(start, looked_at), self._known.between(start, changed)
-        traced = Evidence.concat([kept, source.told()])
-        known = replace(
-            replace(source, start=changed).counted_after(old), deliveries=traced.deliveries,
-            delivery_cells=traced.delivery_cells, hot_keys=traced.hot_keys, exemplars=traced.exemplars,
-        )  # fmt: skip
+        kept = self._known.between(start, looked_at).with_traced([source.told()])
+        known = replace(source, start=changed).counted_after(self._known.between(start, changed).with_traced_of(kept))
         first, wanted = minute_number(changed), clock_minutes(naive(start), naive(until))
         self._clocks = {number for number in self._clocks if minute_number(naive(start)) <= number < first}
         skew = source.skew(known.base, sorted(wanted - self._clocks))

@@ -72,6 +72,6 @@ def _evidence(
         if moment > end:
             start = max(end, moment - history)
             end = max(later for later in moments if later <= moment + history)
-            new = load(reader, start, end, region, tenant)
-            known = replace(Evidence.concat([known.between(moment - history, start), new]), hourly=new.hourly).pruned()
+            before = known.between(moment - history, start).pruned()
+            known = load(reader, start, end, region, tenant, before=before)
         yield moment, known.between(moment - history, moment)

@@ -41,12 +41,14 @@ class Source:
 
     def _groups(self, by: tuple[str, ...]) -> tuple[pl.DataFrame, Ints, Ints]:
         values, of = self.grain.groups(by)
+        order = self.grain.order(by)
         mine = of[self.series]
-        used = np.bincount(mine, minlength=values.height) > 0
-        kept = values.with_row_index("group").filter(pl.Series(used)).sort(by, nulls_last=True)
+        used = np.zeros(values.height, dtype=bool)
+        used[mine] = True
+        kept = order[used[order]]
         number = np.full(values.height, -1, dtype=np.intp)
-        number[kept["group"].to_numpy()] = np.arange(kept.height)
-        return kept.drop("group"), number[mine], number
+        number[kept] = np.arange(len(kept))
+        return values[kept], number[mine], number
 
     def tally(self, *names: str) -> Tally:
         """The sum of some counts."""
@@ -128,18 +130,23 @@ class Tally:
         kept = np.append(np.where(which, np.arange(self._size), -1), -1)
         return Tally(self._name, [values for _, values in self._minutes], self.source, kept[self._number])
 
-    def last(self, minutes: int) -> Tally:
-        """The last minutes alone."""
-        return Tally(self._name, [values for _, values in self._minutes[-minutes:]], self.source, self._number)
+    def last(self, minutes: int) -> tuple[Ints, Ints, Numbers]:
+        """The last minutes, one behind the other: the series of each row (-1 of none), its minute (from 0 on), and its
+        count."""
+        parts = self._minutes[-minutes:]
+        minute = np.repeat(np.arange(len(parts)), [len(series) for series, _ in parts])
+        series, values = (np.concatenate(columns) for columns in zip(*parts, strict=True))
+        return self._number[series], minute, values
 
 
 class Tallied(Rated):
     """As `Rated`, of tallies; arrays of all series are made where they are asked for."""
 
     tallies: tuple[Tally, Tally]
+    _recent: dict[int, Recent]
 
     def __init__(self, observed: Tally, trials: Tally, rate: Floats) -> None:
-        for name, value in (("tallies", (observed, trials)), ("rate", rate)):
+        for name, value in (("tallies", (observed, trials)), ("rate", rate), ("_recent", {})):
             object.__setattr__(self, name, value)
 
     @property
@@ -171,7 +178,29 @@ class Tallied(Rated):
         observed, trials = self.tallies
         return Tallied(observed.only(which), trials.only(which), self.rate)
 
-    def last(self, minutes: int) -> Rated:
+    def last(self, minutes: int) -> Recent:
         """The last minutes alone, expected at the same rates."""
-        observed, trials = self.tallies
-        return Tallied(observed.last(minutes), trials.last(minutes), self.rate)
+        if minutes not in self._recent:
+            self._recent[minutes] = Recent(*self.tallies, self.rate, minutes)
+        return self._recent[minutes]
+
+
+class Recent:
+    """The last minutes of a measure, laid out one behind the other: many groupings of them are summed up in turn."""
+
+    def __init__(self, observed: Tally, trials: Tally, rate: Floats, minutes: int) -> None:
+        """Counts, what they are a share of, and the rate that is expected of each series (a column)."""
+        series, minute, tried = trials.last(minutes)
+        inside = np.flatnonzero(series >= 0)
+        self._series, self._minute = series[inside], minute[inside]
+        self._minutes = minutes
+        tried, seen = tried[inside].astype(float), observed.last(minutes)[2][inside].astype(float)
+        each = rate[:, 0].astype(float)
+        self._summands = seen, each[self._series] * tried, (each * (1 - each))[self._series] * tried, tried
+
+    def by(self, groups: Ints, count: int) -> Measure:
+        """Sums over the series of each group; group -1 is left out."""
+        of = np.where(groups < 0, count, groups)
+        at = of[self._series] * self._minutes + self._minute
+        sums = (np.bincount(at, summand, (count + 1) * self._minutes) for summand in self._summands)
+        return Measure(*(one.reshape(-1, self._minutes)[:count].astype(np.float32) for one in sums))

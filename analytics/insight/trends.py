@@ -14,9 +14,9 @@ import numpy as np
 from scipy import stats
 
 from analytics.change import duration
-from analytics.insight import telling
+from analytics.insight import baselines, telling
 from analytics.insight.finding import Effect, Finding, Place
-from analytics.insight.measures import Bools, Floats
+from analytics.insight.measures import Bools, Floats, Ints
 from analytics.insight.panel import cell_values_ns
 from analytics.insight.scene import Scene
 
@@ -61,12 +61,19 @@ def find(scene: Scene) -> list[Finding]:
             ramps[int(index)] = ramp
     if not ramps:
         return []
-    slow = scene.level("host", "slow", _BY).scan.ratio > _SLOW_RATIO_MIN
     return [
         _told(scene, keys.row(index), ramp, typical[index], count[index])
-        for index, ramp in ramps.items()
-        if slow[index]
+        for (index, ramp), slow in zip(ramps.items(), _slow(scene, of, list(ramps)), strict=True)
+        if slow
     ]
+
+
+def _slow(scene: Scene, of: Ints, hosts: list[int]) -> Bools:
+    """Which of some hosts (groups `of` the series, in their order) have clearly more slow spans than usual."""
+    mine = np.isin(of, hosts)
+    measure = scene.measure("host", "slow").rows(mine).by(np.searchsorted(hosts, of[mine]), len(hosts))
+    found: Bools = baselines.scan(measure, scene.span).ratio > _SLOW_RATIO_MIN
+    return found
 
 
 def _may_rise(values: Floats) -> Bools:
