@@ -90,7 +90,7 @@ def _sizes(evidence: Evidence) -> dict[str, object]:
 def looking_back(folder: Path, hours: float) -> dict[str, object]:
     """Findings of a window of the lake in a folder; in this process."""
     window = Window(END - timedelta(hours=hours), END)
-    with Lake(Location(folder), read_only=True) as lake:
+    with Lake(Location(folder), read_only=True, cache_files=False) as lake:
         found, took = timed(lambda: look_back(lake, window, InsightConfig()))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return {"look_back": {"hours": hours, "findings": len(found), **took, "peak_mib": peak / 1024}}

@@ -13,7 +13,17 @@ import polars as pl
 
 from analytics.buckets import bucket_index
 from analytics.insight import traced
-from analytics.insight.grains import BASE, BUCKETS_PER_CELL, DESTINATION, ERROR, HOST, VERSION, Grain, minute_time
+from analytics.insight.grains import (
+    BASE,
+    BUCKETS_PER_CELL,
+    DEMAND,
+    DESTINATION,
+    ERROR,
+    HOST,
+    VERSION,
+    Grain,
+    minute_time,
+)
 from analytics.rollup.partials import UNKNOWN
 
 HOURLY_SCHEMA = pl.Schema({"minute": pl.Datetime("us"), "region": pl.String(), "count": pl.Int64()})
@@ -36,7 +46,7 @@ class Evidence:
     hot_keys: pl.DataFrame
     skew: pl.DataFrame
     exemplars: pl.DataFrame
-    demand: pl.DataFrame
+    demand: Grain
     hourly: pl.DataFrame
 
     @classmethod
@@ -56,7 +66,7 @@ class Evidence:
             traced.HOT_KEYS_SCHEMA.to_frame(),
             traced.SKEW_SCHEMA.to_frame(),
             traced.EXEMPLARS_SCHEMA.to_frame(),
-            traced.DEMAND_SCHEMA.to_frame(),
+            Grain.empty(DEMAND),
             HOURLY_SCHEMA.to_frame(),
         )
 
@@ -101,6 +111,7 @@ class Evidence:
             version=self.version.pruned(),
             destination=self.destination.pruned(),
             error=self.error.pruned(),
+            demand=self.demand.pruned(),
         )
 
 
@@ -133,7 +144,7 @@ def of_spans(spans: pl.DataFrame) -> Evidence:
     return Evidence(
         base, host, version, destination, error, deliveries, delivery_cells, traced.hot_keys(spans), traced.skew(spans),
         traced.exemplars(spans),
-        traced.demand(spans), HOURLY_SCHEMA.to_frame(),
+        Grain.of_counts(DEMAND, traced.demand(spans)), HOURLY_SCHEMA.to_frame(),
     )  # fmt: skip
 
 

@@ -13,6 +13,7 @@ import numpy as np
 import polars as pl
 import pyarrow as pa
 
+from analytics.insight import batches
 from analytics.insight.measures import Ints
 from analytics.insight.slices import Slice, Totals
 
@@ -21,6 +22,7 @@ HOST = ("region", "host", "tenant", "service_name", "kind")
 VERSION = ("region", "service_name", "service_version", "service_instance_id", "operation", "kind")
 DESTINATION = ("region", "tenant", "component", "destination", "operation", "kind")
 ERROR = ("region", "tenant", "service_name", "operation", "kind", "error_type")
+DEMAND = ("region", "tenant")
 
 WITH_CELLS = (BASE, HOST, VERSION)
 """Sets of dimensions of which durations are looked at."""
@@ -35,10 +37,12 @@ MEASURES: Mapping[tuple[str, ...], tuple[str, ...]] = {
     VERSION: ("count", "errors", "busy_ns", "unknown_weight_count"),
     DESTINATION: COUNTS,
     ERROR: ("count", "errors"),
+    DEMAND: ("count", "steady_count"),
 }
-"""What of COUNTS is kept of each set of dimensions: what nobody asks for takes no memory."""
+"""What is counted of each set of dimensions: what nobody asks for takes no memory. `steady_count`: see
+`traced.demand`."""
 CELLS_SCHEMA = pl.Schema({"minute": pl.Int32(), "series": pl.UInt32(), "cell": pl.Int16(), "spans": pl.UInt32()})
-_KINDS = {name: pl.Float32() if name == "busy_ns" else pl.UInt32() for name in COUNTS}
+_KINDS = {name: pl.Float32() if name == "busy_ns" else pl.UInt32() for name in (*COUNTS, "steady_count")}
 
 Seen = Callable[[pl.DataFrame, pl.DataFrame], None]
 """Is told of keys, and of rows of a rollup with the number of their `series`."""
@@ -93,7 +97,14 @@ class Grain:
         numbered = [_numbered(frame.with_columns(text), keys) for frame in (rows, *cells)]
         return cls.of_series(dimensions, keys, numbered[0], numbered[1] if cells else CELLS_SCHEMA.to_frame())
 
-    def continued(self, batches: Iterable[pa.RecordBatch], seen: Seen = lambda _keys, _rows: None) -> Grain:
+    @classmethod
+    def of_counts(cls, dimensions: tuple[str, ...], counts: pl.DataFrame) -> Grain:
+        """From a frame of `minute` (Datetime, naive UTC), the dimensions and MEASURES; of no durations."""
+        keys = counts.select(dimensions).unique(maintain_order=True)
+        minute = (pl.col("minute").dt.timestamp("us") // 60_000_000).cast(pl.Int32)
+        return cls.of_series(dimensions, keys, _numbered(counts.with_columns(minute), keys), CELLS_SCHEMA.to_frame())
+
+    def continued(self, found: Iterable[pa.RecordBatch], seen: Seen = lambda _keys, _rows: None) -> Grain:
         """With later minutes of a rollup behind it; series keep their numbers.
 
         Batches have the columns `minute`, the dimensions, `key` (a hash of them, 64 bits), MEASURES and, for
@@ -105,7 +116,7 @@ class Grain:
         """
         if len(self.hashes) != self.keys.height:
             raise ValueError("expected a grain that was read from rollups, or an empty one; read its minutes again")
-        keys, hashes, rows, cells = _read(self, batches, seen)
+        keys, hashes, rows, cells = _read(self, found, seen)
         if self.rows.is_empty():
             return Grain(self.dimensions, keys, rows, cells, hashes=hashes)
         # Minute by minute: what is kept of one must not keep the others, which are read again.
@@ -203,17 +214,17 @@ class Grain:
 
 
 def _read(
-    grain: Grain, batches: Iterable[pa.RecordBatch], seen: Seen
+    grain: Grain, found: Iterable[pa.RecordBatch], seen: Seen
 ) -> tuple[pl.DataFrame, pl.Series, pl.DataFrame, pl.DataFrame]:
     """Keys and their hashes, those of a grain first, rows and cells of batches of a rollup."""
     dimensions, keys, hashes, parts = grain.dimensions, grain.keys, grain.hashes, [Grain.empty(grain.dimensions)]
-    for batch in (batch for batch in batches if batch.num_rows):
-        keys, hashes, series = _known(batch, keys, hashes)
+    for batch in (batch for batch in found if batch.num_rows):
+        keys, hashes, series = batches.known(batch, keys, hashes)
         told = pl.DataFrame(batch.drop_columns([*dimensions, "key"]))
         # A column as it came would keep all of its batch in memory.
         rows = told.with_columns(series, pl.Series("minute", told["minute"].to_numpy(writable=True)))
         seen(keys, rows)
-        cells = _cells(rows) if dimensions in WITH_CELLS else parts[0].cells
+        cells = batches.cells(rows, BUCKETS_PER_CELL) if dimensions in WITH_CELLS else parts[0].cells
         schema = rows_schema(dimensions)
         cells = _in_order(cells.select(CELLS_SCHEMA.names()).cast(CELLS_SCHEMA))
         parts.append(Grain(dimensions, keys, _in_order(rows.select(schema.names()).cast(schema)), cells))
@@ -246,60 +257,6 @@ def _each_minute(frame: pl.DataFrame) -> list[pl.DataFrame]:
         pl.DataFrame({one.name: one.to_numpy(writable=True) for one in part}, schema=frame.schema)
         for part in frame.partition_by("minute", maintain_order=True)
     ]
-
-
-def _cells(rows: pl.DataFrame) -> pl.DataFrame:
-    """CELLS_SCHEMA of rows with `minute`, `series` and `latency_buckets`, a row of each and cell."""
-    lengths, bucket, spans = entries(rows["latency_buckets"])
-    # Place and spans in one number: numbers are sorted much faster than an order of them is found.
-    packed = np.repeat(np.arange(rows.height) << _SPANS_BITS + _CELL_BITS, lengths)
-    packed += (np.maximum(bucket // BUCKETS_PER_CELL, -1).astype(np.int64) + 1) << _SPANS_BITS
-    packed += spans
-    packed.sort()
-    at = packed >> _SPANS_BITS
-    is_first = np.ones(len(at), dtype=bool)
-    np.not_equal(at[1:], at[:-1], out=is_first[1:])
-    first = np.flatnonzero(is_first)
-    packed &= (1 << _SPANS_BITS) - 1
-    total = np.add.reduceat(packed, first) if len(first) else packed
-    row, cell = at[first] >> _CELL_BITS, at[first] & (1 << _CELL_BITS) - 1
-    minute, series = (rows[name].to_numpy()[row] for name in ("minute", "series"))
-    return pl.DataFrame({"minute": minute, "series": series, "cell": cell - 1, "spans": total})
-
-
-_SPANS_BITS, _CELL_BITS = 32, 10
-"""Spans of a row and cell, and cells, are fewer than these bits count."""
-
-
-def entries(maps: pl.Series) -> tuple[Ints, Ints, Ints]:
-    """How many entries each map of numbers has, and the keys and values of all of them."""
-    values = maps.map.values()
-    lengths = values.list.len().fill_null(0).to_numpy()
-    keys, flat = (lists.explode(empty_as_null=False).drop_nulls().to_numpy() for lists in (maps.map.keys(), values))
-    return lengths, keys, flat.astype(np.int64, copy=False)
-
-
-def _known(
-    batch: pa.RecordBatch, keys: pl.DataFrame, hashes: pl.Series
-) -> tuple[pl.DataFrame, pl.Series, pl.Series]:
-    """`keys` and their hashes with those behind them that they lack of a batch, and which of them each row is
-    (`series`)."""
-    wanted = pl.Series("key", batch.column("key"), dtype=pl.UInt64)
-    series = _places(wanted, hashes)
-    if not series.null_count():
-        return keys, hashes, series
-    unknown = series.is_null().arg_true()
-    new = pl.DataFrame({"key": wanted.gather(unknown), "at": unknown}).unique("key", keep="first", maintain_order=True)
-    # `take` gives texts buffers of their own: a few of a batch would else keep those of all of its rows.
-    texts = pl.DataFrame(batch.select(keys.columns).take(pa.array(new["at"].to_numpy())))
-    hashes = pl.concat([hashes, new["key"]], rechunk=True)
-    return pl.concat([keys, texts]), hashes, _places(wanted, hashes)
-
-
-def _places(wanted: pl.Series, hashes: pl.Series) -> pl.Series:
-    """Where each number lies among `hashes`, null where it does not (`series`)."""
-    known = pl.DataFrame({"key": hashes}).with_row_index("series")
-    return pl.DataFrame({"key": wanted}).join(known, on="key", how="left", maintain_order="left")["series"]
 
 
 def _repeats(rows: pl.DataFrame) -> bool:

@@ -1,7 +1,7 @@
 """Evidence from the lake: what the rollups and the tables of traces hold, and raw spans of a few minutes for clocks.
 
-Tables that are not there (a set of dimensions that is not configured, traces that are not rolled up) are empty
-frames: the detectors that need them find nothing.
+Tables that are not there (a set of dimensions that is not configured, traces that are not rolled up), or hold no rows,
+are empty frames: the detectors that need them find nothing.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ def load(
     of the last days too. Clocks are looked at by SKEW_MINUTES at both ends. Raises
     duckdb.Error where the lake cannot be read.
     """
-    source = Source(reader, tables(reader), naive(start), naive(until), region, tenant)
+    source = Source(reader, reader.filled(), naive(start), naive(until), region, tenant)
     known = (before or Evidence.empty()).with_traced([part.told() for part in source.stretches()])
     told = source.counted_after(known)
     skew = source.skew(told.base, sorted(clock_minutes(source.start, source.until)))
@@ -87,20 +87,15 @@ def naive(time: datetime) -> datetime:
 
 def newest(reader: Reader) -> datetime | None:
     """The end of the newest minute of the rollups (aware), None where there is none."""
-    if "rollup_1m" not in tables(reader):
+    if "rollup_1m" not in reader.filled():
         return None
     (last,) = reader.row("SELECT max(window_start) FROM rollup_1m")
     return None if last is None else last.replace(tzinfo=UTC) + timedelta(minutes=1)
 
 
-def tables(reader: Reader) -> frozenset[str]:
-    """Names of the tables that there are."""
-    return frozenset(name for (name,) in reader.rows("SELECT table_name FROM duckdb_tables() WHERE NOT internal"))
-
-
 @dataclass(frozen=True)
 class Source:
-    """Some minutes (naive UTC) of a lake with the tables `present`, of one region or tenant where given."""
+    """Some minutes (naive UTC) of a lake of which the tables `present` hold rows; of one region or tenant if given."""
 
     reader: Reader
     present: frozenset[str]
@@ -149,7 +144,7 @@ class Source:
             name: self._grain(getattr(before, name), table, demand) for name, (table, _) in TABLES.items()
         }
         served = bool(grains["base"].keys["kind"].is_in(SERVED).any())
-        return replace(before, demand=pl.concat([before.demand, demand.steady(served)]), **grains)
+        return replace(before, demand=Grain.concat([before.demand, demand.steady(served)]), **grains)
 
     def _grain(self, before: Grain, table: str, demand: Demand) -> Grain:
         """A grain continued; rows of the base set carry the counts by second, which tell the demand."""
@@ -244,6 +239,8 @@ class Source:
         """SKEW_SCHEMA of some minutes (numbers, in order) by raw spans of whole traces, one in so many that each minute
         is a part of SKEW_SPANS_MAX at most; `base` tells how many there are."""
         found = [traced.SKEW_SCHEMA.to_frame()]
+        if "spans" not in self.present:
+            return found[0]
         for _, stretch in groupby(enumerate(minutes), lambda pair: pair[1] - pair[0]):
             numbers = [number for _, number in stretch]
             spans = self._spans(numbers[0], _one_in(base, numbers))

@@ -67,6 +67,7 @@ class Tally:
         self._number = source.number if number is None else number
         self._size = len(source.series)
         self._sums: dict[tuple[str, ...], Floats] = {}
+        self._last: dict[int, tuple[Ints, Ints, Floats]] = {}
 
     @cached_property
     def array(self) -> Floats:
@@ -99,6 +100,13 @@ class Tally:
                 each[:] = np.bincount(group, factor[series] * values, count + 1)
         return [array[:, :count].T.astype(np.float32, order="C") for array in found]
 
+    def last_by(self, groups: Ints, count: int, minutes: int) -> Floats:
+        """As `by`, of the counts in the last minutes."""
+        series, minute, values = self.last(minutes)
+        of = np.where(groups < 0, count, groups)[series]
+        found = np.bincount(of * minutes + minute, values, (count + 1) * minutes)
+        return found.reshape(-1, minutes)[:count].astype(np.float32)
+
     def by_names(self, by: tuple[str, ...]) -> Floats:
         """Sums over the series of each group of `Source.groups`; of a tally of all series."""
         if by not in self._sums:
@@ -130,13 +138,22 @@ class Tally:
         kept = np.append(np.where(which, np.arange(self._size), -1), -1)
         return Tally(self._name, [values for _, values in self._minutes], self.source, kept[self._number])
 
-    def last(self, minutes: int) -> tuple[Ints, Ints, Numbers]:
-        """The last minutes, one behind the other: the series of each row (-1 of none), its minute (from 0 on), and its
-        count."""
-        parts = self._minutes[-minutes:]
-        minute = np.repeat(np.arange(len(parts)), [len(series) for series, _ in parts])
-        series, values = (np.concatenate(columns) for columns in zip(*parts, strict=True))
-        return self._number[series], minute, values
+    def last(self, minutes: int) -> tuple[Ints, Ints, Floats]:
+        """The last minutes (there are so many), one behind the other: the series of each row, its minute (from 0 on),
+        and its count. Kept, for what several shares are of is asked for again."""
+        if minutes not in self._last:
+            parts = self._minutes[-minutes:]
+            minute = np.repeat(np.arange(minutes), [len(series) for series, _ in parts])
+            series = self._number[np.concatenate([series for series, _ in parts])]
+            inside = series >= 0
+            self._last[minutes] = series[inside], minute[inside], self.last_counts(minutes)
+        return self._last[minutes]
+
+    def last_counts(self, minutes: int) -> Floats:
+        """The counts of `last` alone."""
+        series, values = (np.concatenate(columns) for columns in zip(*self._minutes[-minutes:], strict=True))
+        found: Floats = values[self._number[series] >= 0].astype(float)
+        return found
 
 
 class Tallied(Rated):
@@ -190,11 +207,9 @@ class Recent:
 
     def __init__(self, observed: Tally, trials: Tally, rate: Floats, minutes: int) -> None:
         """Counts, what they are a share of, and the rate that is expected of each series (a column)."""
-        series, minute, tried = trials.last(minutes)
-        inside = np.flatnonzero(series >= 0)
-        self._series, self._minute = series[inside], minute[inside]
         self._minutes = minutes
-        tried, seen = tried[inside].astype(float), observed.last(minutes)[2][inside].astype(float)
+        self._series, self._minute, tried = trials.last(minutes)
+        seen = observed.last_counts(minutes)
         each = rate[:, 0].astype(float)
         self._summands = seen, each[self._series] * tried, (each * (1 - each))[self._series] * tried, tried
 

@@ -27,6 +27,7 @@ _TAU_MIN = 0.6
 _RISE_MIN = 1.5
 _SLOW_RATIO_MIN = 1.3
 _COUNT_PER_MINUTE_MIN = 10
+_BUSY_MINUTES = 8
 _BY = ("region", "service_name", "host")
 _SERVING = ("server", "consumer")
 
@@ -48,8 +49,9 @@ def find(scene: Scene) -> list[Finding]:
         return []
     serving = panel.keys["kind"].is_in(_SERVING).to_numpy()
     keys, of = panel.groups(_BY)
-    count = panel.tally("count").by(np.where(serving, of, -1), keys.height)[0]
-    busiest = count[:, -8:].min(1) >= _COUNT_PER_MINUTE_MIN
+    of_serving = np.where(serving, of, -1)
+    late = panel.tally("count").last_by(of_serving, keys.height, min(_BUSY_MINUTES, scene.span.count))
+    busiest = late.min(1) >= _COUNT_PER_MINUTE_MIN
     if not busiest.any():
         return []
     # The typical duration: of the mean cell, so that outliers weigh little.
@@ -61,6 +63,7 @@ def find(scene: Scene) -> list[Finding]:
             ramps[int(index)] = ramp
     if not ramps:
         return []
+    count = panel.tally("count").by(of_serving, keys.height)[0]
     return [
         _told(scene, keys.row(index), ramp, typical[index], count[index])
         for (index, ramp), slow in zip(ramps.items(), _slow(scene, of, list(ramps)), strict=True)
