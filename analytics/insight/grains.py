@@ -244,6 +244,10 @@ def groups_on(values: pl.DataFrame, of: Ints, keys: pl.DataFrame) -> tuple[pl.Da
     return values, np.concatenate([of, numbers])
 
 
+_MINUTES_APART_MAX = 10
+"""More than are read again when they have come before."""
+
+
 def _joined(parts: Sequence[pl.DataFrame]) -> pl.DataFrame:
     """Parts in order of time, one behind the other, and in order."""
     filled = [part["minute"] for part in parts if part.height]
@@ -252,7 +256,9 @@ def _joined(parts: Sequence[pl.DataFrame]) -> pl.DataFrame:
 
 
 def _each_minute(frame: pl.DataFrame) -> list[pl.DataFrame]:
-    """The rows of each minute of a frame in order of time, in buffers of their own."""
+    """The rows of each minute of a frame in order of time, in buffers of their own; many minutes as they lie."""
+    if len(_minutes(frame)) > _MINUTES_APART_MAX:
+        return [frame]
     return [
         pl.DataFrame({one.name: one.to_numpy(writable=True) for one in part}, schema=frame.schema)
         for part in frame.partition_by("minute", maintain_order=True)
