@@ -40,9 +40,7 @@ def cells(rows: pl.DataFrame, buckets_per_cell: int) -> pl.DataFrame:
     return pl.DataFrame({"minute": minute, "series": series, "cell": cell - 1, "spans": total})
 
 
-def known(
-    batch: pa.RecordBatch, keys: pl.DataFrame, hashes: pl.Series
-) -> tuple[pl.DataFrame, pl.Series, pl.Series]:
+def known(batch: pa.RecordBatch, keys: pl.DataFrame, hashes: pl.Series) -> tuple[pl.DataFrame, pl.Series, pl.Series]:
     """`keys` and their hashes with those behind them that they lack of a batch, and which of them each row is
     (`series`)."""
     wanted = pl.Series("key", batch.column("key"), dtype=pl.UInt64)

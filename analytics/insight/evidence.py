@@ -149,6 +149,8 @@ def of_spans(spans: pl.DataFrame) -> Evidence:
 
 
 _FIELDS = tuple(field.name for field in fields(Evidence))
+
+
 def _concat(values: list[Grain] | list[pl.DataFrame]) -> Grain | pl.DataFrame:
     if isinstance(values[0], Grain):
         return Grain.concat([value for value in values if isinstance(value, Grain)])

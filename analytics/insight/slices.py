@@ -125,9 +125,7 @@ class Slice:
             found.append(by_series[self.series].astype(np.uint32))
         return found[0], found[1]
 
-    def _again(
-        self, of: Ints, limits: Floats, rows: Ints, before: tuple[Numbers, Numbers]
-    ) -> tuple[Numbers, Numbers]:
+    def _again(self, of: Ints, limits: Floats, rows: Ints, before: tuple[Numbers, Numbers]) -> tuple[Numbers, Numbers]:
         """As `_beyond` of some rows, and what was found before of the others."""
         first = self._keep("first cells", self._first_cells)
         if first is None:
