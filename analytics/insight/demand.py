@@ -48,7 +48,7 @@ class Demand:
         first, size = int(minute.min()), pairs.height
         filled, total = totals(((minute - first) * size + pair[group]) * traced.SLOTS + slot, spans)
         at, slot = np.divmod(filled, traced.SLOTS)
-        is_first = np.append(True, at[1:] != at[:-1])
+        is_first = np.append(True, at[1:] != at[:-1])[: len(at)]
         by_slot = np.zeros((int(is_first.sum()), traced.SLOTS))
         by_slot[np.cumsum(is_first) - 1, slot] = total
         by_slot.sort(axis=1)
