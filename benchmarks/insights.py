@@ -54,6 +54,7 @@ def measure(folder: Path) -> dict[str, object]:
     """A run and increments on the lake in a folder; in this process."""
     config = InsightConfig()
     ongoing = Ongoing(config.history_minutes)
+    known = Evidence.empty()
     with Lake(Location(folder), read_only=False) as lake:
 
         def look(until: datetime) -> dict[str, object]:
@@ -69,7 +70,6 @@ def measure(folder: Path) -> dict[str, object]:
                 "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
             }
 
-        known = Evidence.empty()
         run = look(END - (REREAD_MINUTES + 1 + INCREMENTS) * MINUTE) | _sizes(known)
         increments = [look(END - (REREAD_MINUTES + step) * MINUTE) for step in range(INCREMENTS, 0, -1)]
         each = [one["cpu_seconds"]["both"] for one in increments]  # type: ignore[index]

@@ -132,13 +132,14 @@ def may_stand_out(measure: Measure | Rated, sign: int, least: Least, scales: tup
     )
     excess = sign * (observed - expected)
     ratio = (observed + 0.5) / (expected + 0.5)
-    found: Bools = (
+    striking = (
         (trials >= least.trials)
         & (excess >= least.deviation * np.sqrt(np.maximum(variance, 0.25)) * _NEARLY)
         & ((ratio if sign > 0 else 1 / ratio) >= least.ratio * _NEARLY)
         & (excess >= least.events * _NEARLY)
     )
-    return found.any(axis=1)
+    found: Bools = np.asarray(striking.any(axis=1))
+    return found
 
 
 def scan(measure: Measure | Rated, span: Span, sign: int = 1, scales: tuple[int, ...] = SCALES) -> Scan:
