@@ -352,3 +352,23 @@ def test_looking_back_reads_each_minute_once_and_not_all_at_once(lake: Lake, mon
     assert len(read) > 1
     assert all(end - start <= 2 * history for start, end in read)
     assert max(held) <= 40
+
+
+def test_looking_back_tells_the_same_however_much_is_read_at_once(lake: Lake, monkeypatch: pytest.MonkeyPatch) -> None:
+    config, window = InsightConfig(history_minutes=30), Window(END - timedelta(minutes=15), END)
+    at_once = looking_back.look_back(lake, window, config)
+    monkeypatch.setattr(looking_back, "_ROWS_AHEAD_MAX", 1)
+    one_by_one = looking_back.look_back(lake, window, config)
+    assert at_once
+    assert [exact(asdict(finding)) for finding in one_by_one] == [exact(asdict(finding)) for finding in at_once]
+
+
+def test_tables_without_files_are_not_filled(tmp_path: Path) -> None:
+    location = Location(tmp_path / "data")
+    location.prepare()
+    with Lake(location, read_only=False) as opened:
+        jobs.prepare(opened)
+        with opened.read() as reader:
+            assert not reader.filled() & {"spans", "rollup_1m", "deliveries_1m"}
+            assert newest(reader) is None
+            assert load(reader, NOON, END).base.keys.is_empty()

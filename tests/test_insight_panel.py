@@ -165,3 +165,9 @@ def test_a_grain_keeps_nothing_of_the_batches_it_was_read_from() -> None:
     assert (grain.rows.height, grain.keys.height) == (100_000, 500)
     assert grain.cells.schema == CELLS_SCHEMA
     assert pa.total_allocated_bytes() - before < 1_000_000
+
+
+def test_a_grain_whose_hashes_are_not_known_is_not_continued(panel: Panel) -> None:
+    assert panel.source is not None
+    with pytest.raises(ValueError, match="read its minutes again"):
+        panel.source.grain.continued([])

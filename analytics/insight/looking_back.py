@@ -17,7 +17,7 @@ from collector.errors import SpanlakeError
 from collector.lake.lake import Lake, Reader
 
 _LOOKS_MAX = 24
-_ROWS_AHEAD_MAX = 500_000
+_ROWS_AHEAD_MAX = 200_000
 """Rows of the base set that are read at once beside those of a history."""
 
 
