@@ -355,9 +355,9 @@ def test_looking_back_reads_each_minute_once_and_not_all_at_once(lake: Lake, mon
 
 
 def test_looking_back_tells_the_same_however_much_is_read_at_once(lake: Lake, monkeypatch: pytest.MonkeyPatch) -> None:
-    config, window = InsightConfig(history_minutes=30), Window(END - timedelta(minutes=15), END)
+    config, window = InsightConfig(history_minutes=30), Window(END - timedelta(minutes=5), END)
     at_once = looking_back.look_back(lake, window, config)
-    monkeypatch.setattr(looking_back, "_ROWS_AHEAD_MAX", 1)
+    monkeypatch.setattr(looking_back, "_ROWS_HELD_MAX", 1)
     one_by_one = looking_back.look_back(lake, window, config)
     assert at_once
     assert [exact(asdict(finding)) for finding in one_by_one] == [exact(asdict(finding)) for finding in at_once]

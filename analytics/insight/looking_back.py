@@ -17,8 +17,8 @@ from collector.errors import SpanlakeError
 from collector.lake.lake import Lake, Reader
 
 _LOOKS_MAX = 24
-_ROWS_AHEAD_MAX = 200_000
-"""Rows of the base set that are read at once beside those of a history."""
+_ROWS_HELD_MAX = 1_850_000
+"""Rows of the base set that are held where those of a history are fewer: so much is read ahead."""
 
 
 class NoHistoryError(SpanlakeError):
@@ -32,8 +32,8 @@ def look_back(
     'resolved'.
 
     Looks at _LOOKS_MAX moments of the window at most, two in a row of which must agree. Holds the evidence of
-    `history_minutes` and _ROWS_AHEAD_MAX rows, or of twice that time at most, however long the window is. Raises
-    NoHistoryError.
+    `history_minutes`, and of as many minutes more as make _ROWS_HELD_MAX rows, twice that time at most, however long
+    the window is. Raises NoHistoryError.
     """
     stride = max(1, -(-window.minutes // _LOOKS_MAX))
     moments = [window.end - stride * step * MINUTE for step in range(window.minutes // stride + 1)][::-1]
@@ -71,7 +71,8 @@ def _evidence(
     they have, which are held beside those of a history.
     """
     history = config.history_minutes * MINUTE
-    ahead = min(history, _minutes_of_rows(reader, moments[0], moments[-1], region, tenant) * MINUTE)
+    held = _minutes_of_rows(reader, moments[0], moments[-1], region, tenant) * MINUTE
+    ahead = min(history, held - history)
     known, end = Evidence.empty(), moments[0] - history
     for moment in moments:
         if moment > end:
@@ -83,6 +84,6 @@ def _evidence(
 
 
 def _minutes_of_rows(reader: Reader, start: datetime, end: datetime, region: str | None, tenant: str | None) -> int:
-    """Over how many minutes _ROWS_AHEAD_MAX rows of the base set are spread between two times."""
+    """Over how many minutes _ROWS_HELD_MAX rows of the base set are spread between two times."""
     source = Source(reader, reader.filled(), naive(start), naive(end), region, tenant)
-    return int((end - start) / MINUTE) * _ROWS_AHEAD_MAX // max(source.count(), 1)
+    return int((end - start) / MINUTE) * _ROWS_HELD_MAX // max(source.count(), 1)
