@@ -1,13 +1,14 @@
 """Insight: CPU and memory of a run over a lake of many tenants, of looking back over a window of it, and of explaining
 a selection of millions of spans.
 
-    POLARS_MAX_THREADS=1 python -m benchmarks.insights [--per-second 1000] [--hours 26] [--spans 5000000]
+    POLARS_MAX_THREADS=1 python -m benchmarks.insights [--per-second 1000] [--hours 26] [--spans 5000000] [--lake DIR]
 
 The lake is that of `benchmarks.insight_lake`. A run: as of the job's first minute, reading `insight.history_minutes` of
 the rollups and judging them. Increments: reading one minute more, and judging, several times; then as many minutes at
-once as are read again where all of them got late spans. In a process of its own, for the peak of resident memory up to
-then; CPU of all its threads. Looking back: as `spanlake insights --window` does, over all hours but the first two, in
-another process. Explain: the slowest in a hundred of so many raw spans, as `spanlake explain` asks it.
+once as are read again where all of them got late spans. In a process of its own, for what is resident and the peak of
+it up to then; CPU of all its threads, by look and since the process began. Looking back: as `spanlake insights
+--window` does, over all hours but the first two, in another process. Explain: the slowest in a hundred of so many raw
+spans, as `spanlake explain` asks it.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from __future__ import annotations
 import argparse
 import json
 import resource
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -24,6 +26,8 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TypeVar
 
+import psutil
+
 from analytics import jobs
 from analytics.insight.engine import findings
 from analytics.insight.evidence import Evidence
@@ -31,7 +35,7 @@ from analytics.insight.explaining import explain
 from analytics.insight.going_on import REREAD_MINUTES, Ongoing
 from analytics.insight.looking_back import look_back
 from analytics.window import MINUTE, Window
-from benchmarks import insight_lake
+from benchmarks import insight_lake, process
 from benchmarks.insight_lake import END
 from benchmarks.rollup import SPANS_PER_SECOND, START_NS, spans
 from collector.config import InsightConfig, QueryConfig
@@ -40,7 +44,7 @@ from collector.lake.location import Location
 from collector.lake.sandbox import open_sandbox
 from collector.lake.segments import write_segment
 
-INCREMENTS = 5
+INCREMENTS = 12
 RECENT = timedelta(minutes=15)
 HISTORY_HOURS = 2
 Result = TypeVar("Result")
@@ -50,18 +54,28 @@ def measure(folder: Path) -> dict[str, object]:
     """A run and increments on the lake in a folder; in this process."""
     config = InsightConfig()
     ongoing = Ongoing(config.history_minutes)
+    known = Evidence.empty()
     with Lake(Location(folder), read_only=False) as lake:
 
         def look(until: datetime) -> dict[str, object]:
+            nonlocal known
             with lake.read() as reader:
                 known, reading = timed(lambda: ongoing.until(reader, until))
             found, judging = timed(lambda: findings(known, until, RECENT, config))
-            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-            return {"findings": len(found), "reading": reading, "judging": judging, "peak_mib": peak, **_sizes(known)}
+            cpu_seconds = {"reading": reading["cpu_seconds"], "judging": judging["cpu_seconds"]}
+            both = {"cpu_seconds": cpu_seconds | {"both": sum(cpu_seconds.values())}}
+            seconds = reading["seconds"] + judging["seconds"]
+            return {"findings": len(found), **both, "seconds": seconds, "process_cpu_seconds": time.process_time()} | {
+                "resident_mib": process.rss_bytes(psutil.Process()) / 2**20,
+                "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+            }
 
-        run = look(END - (REREAD_MINUTES + 1 + INCREMENTS) * MINUTE)
+        run = look(END - (REREAD_MINUTES + 1 + INCREMENTS) * MINUTE) | _sizes(known)
         increments = [look(END - (REREAD_MINUTES + step) * MINUTE) for step in range(INCREMENTS, 0, -1)]
-        return {"run": run, "increments": increments, f"increment_of_{REREAD_MINUTES + 1}_minutes": look(END)}
+        each = [one["cpu_seconds"]["both"] for one in increments]  # type: ignore[index]
+        middle = {"least": min(each), "median": statistics.median(each), "most": max(each)}
+        at_once = {f"increment_of_{REREAD_MINUTES + 1}_minutes": look(END)}
+        return {"run": run, "increments": increments, "cpu_seconds_of_an_increment": middle, **at_once}
 
 
 def _sizes(evidence: Evidence) -> dict[str, object]:
@@ -76,7 +90,7 @@ def _sizes(evidence: Evidence) -> dict[str, object]:
 def looking_back(folder: Path, hours: float) -> dict[str, object]:
     """Findings of a window of the lake in a folder; in this process."""
     window = Window(END - timedelta(hours=hours), END)
-    with Lake(Location(folder), read_only=True) as lake:
+    with Lake(Location(folder), read_only=True, cache_files=False) as lake:
         found, took = timed(lambda: look_back(lake, window, InsightConfig()))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return {"look_back": {"hours": hours, "findings": len(found), **took, "peak_mib": peak / 1024}}
@@ -117,6 +131,7 @@ def main() -> None:
     parser.add_argument("--per-second", type=int, default=1000)
     parser.add_argument("--hours", type=float, default=26)
     parser.add_argument("--spans", type=int, default=5_000_000)
+    parser.add_argument("--lake", type=Path, metavar="DIR", help="Keep the lake here, and use what is there.")
     parser.add_argument("--measure", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--look-back", type=Path, help=argparse.SUPPRESS)
     asked = parser.parse_args()
@@ -127,8 +142,9 @@ def main() -> None:
         print(json.dumps(looking_back(asked.look_back, asked.hours - HISTORY_HOURS)))
         return
     with tempfile.TemporaryDirectory() as folder:
-        data = Path(folder) / "data"
-        insight_lake.make(data, asked.per_second, asked.hours)
+        data = asked.lake or Path(folder) / "data"
+        if not data.exists():
+            insight_lake.make(data, asked.per_second, asked.hours)
         for what in ("--measure", "--look-back")[: 2 if asked.hours > HISTORY_HOURS else 1]:
             command = [sys.executable, "-m", "benchmarks.insights", what, str(data), "--hours", str(asked.hours)]
             print(subprocess.run(command, check=True, capture_output=True, text=True).stdout, end="", flush=True)

@@ -125,7 +125,11 @@ def test_evidence_of_the_lake_is_that_of_its_spans(lake: Lake) -> None:
             for grain in (one, other)
         ]
         assert cells[0].equals(cells[1])
-    assert found.demand.sort(pl.all()).equals(expected.demand.sort(pl.all()))
+    demand = [
+        one.demand.rows.join(one.demand.keys.with_row_index("series"), on="series").drop("series").sort(pl.all())
+        for one in (found, expected)
+    ]
+    assert demand[0].equals(demand[1])
 
 
 def test_findings_do_not_depend_on_how_many_rows_are_read_at_once(lake: Lake, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -325,9 +329,9 @@ def test_what_cannot_be_answered_is_told(config: Config, arguments: tuple[str, .
 def test_looking_back_reads_each_minute_once_and_not_all_at_once(lake: Lake, monkeypatch: pytest.MonkeyPatch) -> None:
     read: list[tuple[datetime, datetime]] = []
 
-    def recorded(reader: Reader, start: datetime, until: datetime, *of: str | None) -> Evidence:
+    def recorded(reader: Reader, start: datetime, until: datetime, *of: str | None, before: Evidence) -> Evidence:
         read.append((start, until))
-        return load(reader, start, until, *of)
+        return load(reader, start, until, *of, before=before)
 
     held: list[int] = []
 
@@ -348,3 +352,23 @@ def test_looking_back_reads_each_minute_once_and_not_all_at_once(lake: Lake, mon
     assert len(read) > 1
     assert all(end - start <= 2 * history for start, end in read)
     assert max(held) <= 40
+
+
+def test_looking_back_tells_the_same_however_much_is_read_at_once(lake: Lake, monkeypatch: pytest.MonkeyPatch) -> None:
+    config, window = InsightConfig(history_minutes=30), Window(END - timedelta(minutes=5), END)
+    at_once = looking_back.look_back(lake, window, config)
+    monkeypatch.setattr(looking_back, "_ROWS_HELD_MAX", 1)
+    one_by_one = looking_back.look_back(lake, window, config)
+    assert at_once
+    assert [exact(asdict(finding)) for finding in one_by_one] == [exact(asdict(finding)) for finding in at_once]
+
+
+def test_tables_without_files_are_not_filled(tmp_path: Path) -> None:
+    location = Location(tmp_path / "data")
+    location.prepare()
+    with Lake(location, read_only=False) as opened:
+        jobs.prepare(opened)
+        with opened.read() as reader:
+            assert not reader.filled() & {"spans", "rollup_1m", "deliveries_1m"}
+            assert newest(reader) is None
+            assert load(reader, NOON, END).base.keys.is_empty()

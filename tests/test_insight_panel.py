@@ -94,7 +94,10 @@ def test_what_lies_beyond_limits_is_counted_anew_where_they_change(panel: Panel)
             expected = panel.beyond(cells[of])
             assert np.array_equal(tally.array, expected)
             assert np.array_equal(tally.by_names(STRATA["base"]), summed(expected, of, keys.height))
-            assert np.array_equal(tally.last(7).array, expected[:, -7:])
+            series, minute, spans = tally.last(7)
+            last = np.zeros_like(expected[:, -7:])
+            last[series, minute] = spans
+            assert np.array_equal(last, expected[:, -7:])
 
 
 @given(st.integers(0, 2**32))
@@ -146,18 +149,25 @@ def test_concordance_is_kendalls_tau(values: list[int]) -> None:
 
 
 def test_a_grain_keeps_nothing_of_the_batches_it_was_read_from() -> None:
-    def batches() -> Iterator[pl.DataFrame]:
+    def batches() -> Iterator[pa.RecordBatch]:
         for step in range(20):
             minutes = np.repeat(np.arange(step * 10, step * 10 + 10, dtype=np.int32), 500)
             columns = {name: pa.array([f"{name} of some length {i % 500}" for i in range(5000)]) for name in BASE}
             numbers = {name: pa.array(np.ones(5000, dtype=np.int64)) for name in rows_schema(BASE).names()[2:]}
             maps = pa.array([[(5, 1)]] * 5000, pa.map_(pa.int32(), pa.int64()))
-            yield pl.DataFrame(
-                pa.RecordBatch.from_pydict({"minute": pa.array(minutes), **columns, **numbers, "latency_buckets": maps})
+            hashes = pa.array(np.arange(5000, dtype=np.uint64) % 500)
+            yield pa.RecordBatch.from_pydict(
+                {"minute": pa.array(minutes), **columns, "key": hashes, **numbers, "latency_buckets": maps}
             )
 
     before = pa.total_allocated_bytes()
-    grain = Grain.of_rollup(BASE, batches())
+    grain = Grain.empty(BASE).continued(batches())
     assert (grain.rows.height, grain.keys.height) == (100_000, 500)
     assert grain.cells.schema == CELLS_SCHEMA
     assert pa.total_allocated_bytes() - before < 1_000_000
+
+
+def test_a_grain_whose_hashes_are_not_known_is_not_continued(panel: Panel) -> None:
+    assert panel.source is not None
+    with pytest.raises(ValueError, match="read its minutes again"):
+        panel.source.grain.continued([])

@@ -125,17 +125,20 @@ def may_stand_out(measure: Measure | Rated, sign: int, least: Least, scales: tup
 
     It finds none of the others to, whatever their baseline is: deviations are never measured by a scale below 1.
     """
-    found = np.zeros(len(measure.observed), dtype=bool)
-    for k in scales:
-        observed, expected, variance, trials = (array[:, -k:].sum(1) for array in measure.arrays())
-        excess = sign * (observed - expected)
-        ratio = (observed + 0.5) / (expected + 0.5)
-        found |= (
-            (trials >= least.trials)
-            & (excess >= least.deviation * np.sqrt(np.maximum(variance, 0.25)) * _NEARLY)
-            & ((ratio if sign > 0 else 1 / ratio) >= least.ratio * _NEARLY)
-            & (excess >= least.events * _NEARLY)
-        )
+    late = max(scales)
+    of_scale = (np.arange(late)[:, None] >= late - np.array(scales)).astype(float)
+    observed, expected, variance, trials = (
+        array[:, -late:].astype(float) @ of_scale[-array.shape[1] :] for array in measure.arrays()
+    )
+    excess = sign * (observed - expected)
+    ratio = (observed + 0.5) / (expected + 0.5)
+    striking = (
+        (trials >= least.trials)
+        & (excess >= least.deviation * np.sqrt(np.maximum(variance, 0.25)) * _NEARLY)
+        & ((ratio if sign > 0 else 1 / ratio) >= least.ratio * _NEARLY)
+        & (excess >= least.events * _NEARLY)
+    )
+    found: Bools = np.asarray(striking.any(axis=1))
     return found
 
 

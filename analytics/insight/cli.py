@@ -62,7 +62,7 @@ def insights(
     """
     from analytics.insight.looking_back import NoHistoryError, look_back
 
-    with _asked(data, config_file, window, until) as asked:
+    with _asked(data, config_file, window, until, cache_files=False) as asked:
         try:
             found = look_back(asked.lake, asked.window, asked.config.insight, region, tenant)
         except NoHistoryError as error:
@@ -74,7 +74,9 @@ def insights(
 
 
 @contextmanager
-def _asked(data: str | None, config_file: str | None, window: str, until: str | None) -> Iterator[_Asked]:
+def _asked(
+    data: str | None, config_file: str | None, window: str, until: str | None, *, cache_files: bool = True
+) -> Iterator[_Asked]:
     """Raises UsageError for a window or time that is none, OperatorError where there is no lake."""
     from analytics.window import Window
     from collector.lake.lake import Lake
@@ -82,7 +84,7 @@ def _asked(data: str | None, config_file: str | None, window: str, until: str | 
     from collector.settings import load
 
     config = load(config_file, {"storage": {"data": data}})
-    with Lake(locate(config.storage), read_only=True) as lake:
+    with Lake(locate(config.storage), read_only=True, cache_files=cache_files) as lake:
         end = _end(lake, until)
         try:
             parsed = Window.parse(window, end)

@@ -34,6 +34,8 @@ Far from 1, for spans are counted, of which an operation of one tenant has many 
 _MEDIAN_VARIANCE = np.pi / 2
 """Of a median of counts, to that of their mean: what independent requests make steady demand vary by."""
 _NORMAL_95 = 1.645
+_NEARLY_ALL = 1.001
+"""Sums of the same are equal but for rounding."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +84,10 @@ def changes(demand: Floats, minutes: int) -> Floats:
 
 
 def _over(demand: Floats, usual: Floats, baseline: int, minutes: int) -> Shift | None:
-    change, whole = changes(demand, minutes), max(float(usual.sum()), 1.0)
+    whole = max(float(usual.sum()), 1.0)
+    if _MOVED_MIN * whole > _moved_last(demand, usual, minutes) * _NEARLY_ALL:
+        return None
+    change = changes(demand, minutes)
     lasting = _lasting(change, _means(demand, minutes) - usual[:, None])
     before, now = lasting[:, : baseline - _BEFORE - minutes + 1], lasting[:, -1]
     rose, fell = now > before.max(1), now < before.min(1)
@@ -97,6 +102,13 @@ def _over(demand: Floats, usual: Floats, baseline: int, minutes: int) -> Shift |
         return None
     clearest = float(min((now / up).max(), (-now / down).max()))
     return Shift(minutes, gains, losses, share, float(np.median(_moved(before))) / whole, clearest)
+
+
+def _moved_last(demand: Floats, usual: Floats, minutes: int) -> float:
+    """What went over at most up to the end of demand, whoever is a part of it."""
+    late = demand[:, -minutes:].mean(1)
+    now = _lasting(late - demand[:, -minutes - _BEFORE : -minutes].mean(1), late - usual)
+    return float(min(now[now > 0].sum(), -now[now < 0].sum()))
 
 
 def _lasting(change: Floats, level: Floats) -> Floats:

@@ -13,11 +13,22 @@ import polars as pl
 
 from analytics.buckets import bucket_index
 from analytics.insight import traced
-from analytics.insight.grains import BASE, BUCKETS_PER_CELL, DESTINATION, ERROR, HOST, VERSION, Grain, minute_time
+from analytics.insight.grains import (
+    BASE,
+    BUCKETS_PER_CELL,
+    DEMAND,
+    DESTINATION,
+    ERROR,
+    HOST,
+    VERSION,
+    Grain,
+    minute_time,
+)
 from analytics.rollup.partials import UNKNOWN
 
 HOURLY_SCHEMA = pl.Schema({"minute": pl.Datetime("us"), "region": pl.String(), "count": pl.Int64()})
 """Served spans by whole hour (`minute` is its start) and region, for forecasts; only the lake knows days of it."""
+_TRACED = ("deliveries", "delivery_cells", "hot_keys", "exemplars")
 _OF_SPANS = ("start_time", "duration_ns", "status", "cache_hit", "sample_weight")
 
 
@@ -35,7 +46,7 @@ class Evidence:
     hot_keys: pl.DataFrame
     skew: pl.DataFrame
     exemplars: pl.DataFrame
-    demand: pl.DataFrame
+    demand: Grain
     hourly: pl.DataFrame
 
     @classmethod
@@ -55,7 +66,7 @@ class Evidence:
             traced.HOT_KEYS_SCHEMA.to_frame(),
             traced.SKEW_SCHEMA.to_frame(),
             traced.EXEMPLARS_SCHEMA.to_frame(),
-            traced.DEMAND_SCHEMA.to_frame(),
+            Grain.empty(DEMAND),
             HOURLY_SCHEMA.to_frame(),
         )
 
@@ -65,6 +76,15 @@ class Evidence:
         if not parts:
             return cls.empty()
         return cls(**{name: _concat([getattr(part, name) for part in parts]) for name in _FIELDS})  # type: ignore[arg-type]
+
+    def with_traced(self, later: Sequence[Evidence]) -> Evidence:
+        """With what the tables of traces tell of later stretches of time."""
+        parts = {name: pl.concat([getattr(one, name) for one in (self, *later)]) for name in _TRACED}
+        return replace(self, **parts)
+
+    def with_traced_of(self, other: Evidence) -> Evidence:
+        """With what another one knows of the tables of traces instead."""
+        return replace(self, **{name: getattr(other, name) for name in _TRACED})
 
     def until(self, time: datetime) -> Evidence:
         """What minutes that end at or before `time` (aware) tell."""
@@ -91,6 +111,7 @@ class Evidence:
             version=self.version.pruned(),
             destination=self.destination.pruned(),
             error=self.error.pruned(),
+            demand=self.demand.pruned(),
         )
 
 
@@ -123,11 +144,13 @@ def of_spans(spans: pl.DataFrame) -> Evidence:
     return Evidence(
         base, host, version, destination, error, deliveries, delivery_cells, traced.hot_keys(spans), traced.skew(spans),
         traced.exemplars(spans),
-        traced.demand(spans), HOURLY_SCHEMA.to_frame(),
+        Grain.of_counts(DEMAND, traced.demand(spans)), HOURLY_SCHEMA.to_frame(),
     )  # fmt: skip
 
 
 _FIELDS = tuple(field.name for field in fields(Evidence))
+
+
 def _concat(values: list[Grain] | list[pl.DataFrame]) -> Grain | pl.DataFrame:
     if isinstance(values[0], Grain):
         return Grain.concat([value for value in values if isinstance(value, Grain)])

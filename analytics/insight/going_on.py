@@ -15,7 +15,7 @@ import polars as pl
 
 from analytics.insight.evidence import Evidence
 from analytics.insight.grains import minute_number, minute_time
-from analytics.insight.loading import Source, clock_minutes, load, naive, tables
+from analytics.insight.loading import Source, clock_minutes, load, naive
 from analytics.window import MINUTE
 from collector.lake.lake import Reader
 
@@ -31,7 +31,6 @@ class Ongoing:
         self._history = history_minutes * MINUTE
         self._known = Evidence.empty()
         self._known_until: datetime | None = None
-        self._present: frozenset[str] = frozenset()
         self._clocks: set[int] = set()
 
     def until(self, reader: Reader, until: datetime) -> Evidence:
@@ -39,11 +38,11 @@ class Ongoing:
         start = until - self._history
         before = self._known_until
         if before is None or not start < before <= until:
-            self._known, self._present = load(reader, start, until), tables(reader)
+            self._known = load(reader, start, until)
             self._clocks = clock_minutes(naive(start), naive(until))
         else:
             if until.minute == 0:
-                self._known, self._present = self._known.pruned(), tables(reader)
+                self._known = self._known.pruned()
             self._go_on(reader, start, before, until)
         self._known_until = until
         wanted = [minute_time(number) for number in clock_minutes(naive(start), naive(until))]
@@ -51,14 +50,10 @@ class Ongoing:
 
     def _go_on(self, reader: Reader, start: datetime, before: datetime, until: datetime) -> None:
         looked_at = max(start, before - REREAD_MINUTES * MINUTE)
-        source = Source(reader, self._present, naive(looked_at), naive(until))
+        source = Source(reader, reader.filled(), naive(looked_at), naive(until))
         changed = self._changed(source, naive(before))
-        kept, old = self._known.between(start, looked_at), self._known.between(start, changed)
-        traced = Evidence.concat([kept, source.told()])
-        known = replace(
-            replace(source, start=changed).counted_after(old), deliveries=traced.deliveries,
-            delivery_cells=traced.delivery_cells, hot_keys=traced.hot_keys, exemplars=traced.exemplars,
-        )  # fmt: skip
+        kept = self._known.between(start, looked_at).with_traced([source.told()])
+        known = replace(source, start=changed).counted_after(self._known.between(start, changed).with_traced_of(kept))
         first, wanted = minute_number(changed), clock_minutes(naive(start), naive(until))
         self._clocks = {number for number in self._clocks if minute_number(naive(start)) <= number < first}
         skew = source.skew(known.base, sorted(wanted - self._clocks))

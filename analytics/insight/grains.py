@@ -4,14 +4,16 @@ series by minute in cells. Series are numbered, so that looking at them takes no
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from itertools import pairwise
 
 import numpy as np
 import polars as pl
+import pyarrow as pa
 
+from analytics.insight import batches
 from analytics.insight.measures import Ints
 from analytics.insight.slices import Slice, Totals
 
@@ -20,6 +22,7 @@ HOST = ("region", "host", "tenant", "service_name", "kind")
 VERSION = ("region", "service_name", "service_version", "service_instance_id", "operation", "kind")
 DESTINATION = ("region", "tenant", "component", "destination", "operation", "kind")
 ERROR = ("region", "tenant", "service_name", "operation", "kind", "error_type")
+DEMAND = ("region", "tenant")
 
 WITH_CELLS = (BASE, HOST, VERSION)
 """Sets of dimensions of which durations are looked at."""
@@ -34,10 +37,15 @@ MEASURES: Mapping[tuple[str, ...], tuple[str, ...]] = {
     VERSION: ("count", "errors", "busy_ns", "unknown_weight_count"),
     DESTINATION: COUNTS,
     ERROR: ("count", "errors"),
+    DEMAND: ("count", "steady_count"),
 }
-"""What of COUNTS is kept of each set of dimensions: what nobody asks for takes no memory."""
+"""What is counted of each set of dimensions: what nobody asks for takes no memory. `steady_count`: see
+`traced.demand`."""
 CELLS_SCHEMA = pl.Schema({"minute": pl.Int32(), "series": pl.UInt32(), "cell": pl.Int16(), "spans": pl.UInt32()})
-_KINDS = {name: pl.Float32() if name == "busy_ns" else pl.UInt32() for name in COUNTS}
+_KINDS = {name: pl.Float32() if name == "busy_ns" else pl.UInt32() for name in (*COUNTS, "steady_count")}
+
+Seen = Callable[[pl.DataFrame, pl.DataFrame], None]
+"""Is told of keys, and of rows of a rollup with the number of their `series`."""
 
 
 def rows_schema(dimensions: tuple[str, ...]) -> pl.Schema:
@@ -54,7 +62,9 @@ class Grain:
     `keys`: the dimensions (String), a row a series. `rows`: `rows_schema`, a row a minute and series (the number of a
     row of `keys`); busy_ns is the sum of durations. `cells`: CELLS_SCHEMA, spans by duration (BUCKETS_PER_CELL
     buckets each); none where nothing is asked of durations. Both are in order of time, which makes parts of them cheap.
-    `known`, `numbered` and `totals` keep what was computed of minutes and series, for parts and continuations too.
+    `hashes`: those of `keys`, of a grain that was read from rollups.
+    `known`, `numbered`, `ordered` and `totals` keep what was computed of minutes and series, for parts and
+    continuations too.
     """
 
     dimensions: tuple[str, ...]
@@ -64,6 +74,8 @@ class Grain:
     known: dict[int, Slice] = field(default_factory=dict, repr=False, compare=False)
     numbered: dict[tuple[str, ...], tuple[pl.DataFrame, Ints]] = field(default_factory=dict, repr=False, compare=False)
     totals: Totals = field(default_factory=Totals, repr=False, compare=False)
+    ordered: dict[tuple[str, ...], Ints] = field(default_factory=dict, repr=False, compare=False)
+    hashes: pl.Series = field(default_factory=lambda: pl.Series(dtype=pl.UInt64), repr=False, compare=False)
 
     @classmethod
     def empty(cls, dimensions: tuple[str, ...]) -> Grain:
@@ -86,22 +98,30 @@ class Grain:
         return cls.of_series(dimensions, keys, numbered[0], numbered[1] if cells else CELLS_SCHEMA.to_frame())
 
     @classmethod
-    def of_rollup(cls, dimensions: tuple[str, ...], batches: Iterable[pl.DataFrame]) -> Grain:
-        """From rows of a rollup by minute: `minute`, the dimensions, MEASURES and, for WITH_CELLS, `latency_buckets`.
+    def of_counts(cls, dimensions: tuple[str, ...], counts: pl.DataFrame) -> Grain:
+        """From a frame of `minute` (Datetime, naive UTC), the dimensions and MEASURES; of no durations."""
+        keys = counts.select(dimensions).unique(maintain_order=True)
+        minute = (pl.col("minute").dt.timestamp("us") // 60_000_000).cast(pl.Int32)
+        return cls.of_series(dimensions, keys, _numbered(counts.with_columns(minute), keys), CELLS_SCHEMA.to_frame())
 
-        There may be several rows for a minute and its dimensions.
+    def continued(self, found: Iterable[pa.RecordBatch], seen: Seen = lambda _keys, _rows: None) -> Grain:
+        """With later minutes of a rollup behind it; series keep their numbers.
+
+        Batches have the columns `minute`, the dimensions, `key` (a hash of them, 64 bits), MEASURES and, for
+        WITH_CELLS, `latency_buckets`. There may be several rows for a minute and its dimensions. `seen` gets each batch
+        without its texts, but with the number of its `series`, and all keys up to then.
+
+        Series are told by their hash: of a million, two share one with a probability of 3e-8. Raises ValueError for a
+        grain whose hashes are not known.
         """
-        empty = cls.empty(dimensions)
-        return cls(dimensions, *_read(empty, batches))
-
-    def continued(self, batches: Iterable[pl.DataFrame]) -> Grain:
-        """With later minutes of a rollup (see `of_rollup`) behind it; series keep their numbers."""
-        keys, rows, cells = _read(self, batches)
+        if len(self.hashes) != self.keys.height:
+            raise ValueError("expected a grain that was read from rollups, or an empty one; read its minutes again")
+        keys, hashes, rows, cells = _read(self, found, seen)
         if self.rows.is_empty():
-            return Grain(self.dimensions, keys, rows, cells)
+            return Grain(self.dimensions, keys, rows, cells, hashes=hashes)
         # Minute by minute: what is kept of one must not keep the others, which are read again.
         frames = [_joined([old, *_each_minute(new)]) for old, new in ((self.rows, rows), (self.cells, cells))]
-        known = self._known_before(rows), dict(self.numbered), self.totals.copy()
+        known = self._known_before(rows), dict(self.numbered), self.totals.copy(), dict(self.ordered), hashes
         return Grain(self.dimensions, keys, frames[0], frames[1], *known)
 
     @classmethod
@@ -132,6 +152,7 @@ class Grain:
             grains[0]._known_before(*rows),
             dict(grains[0].numbered),
             grains[0].totals.copy(),
+            dict(grains[0].ordered),
         )
 
     def between(self, start: datetime | None, end: datetime | None) -> Grain:
@@ -161,15 +182,18 @@ class Grain:
         """The different values of `by` (a row each) and which of them each of `keys` has; those that are known keep
         their number when keys are added."""
         names = tuple(by)
-        if names not in self.numbered:
-            self.numbered[names] = self.keys.select(names).clear(), np.empty(0, dtype=np.intp)
-        values, of = self.numbered[names]
-        if len(of) < self.keys.height:
-            new = self.keys.select(names).slice(len(of))
-            values = pl.concat([values, new.join(values, on=names, how="anti", nulls_equal=True).unique()])
-            numbers = _numbered(new, values)["series"].to_numpy().astype(np.intp)
-            self.numbered[names] = values, np.concatenate([of, numbers])
+        known = self.numbered.get(names, (self.keys.select(names).clear(), np.empty(0, dtype=np.intp)))
+        self.numbered[names] = groups_on(*known, self.keys)
         return self.numbered[names]
+
+    def order(self, by: Sequence[str]) -> Ints:
+        """The numbers of `groups` in the order of their values."""
+        names = tuple(by)
+        values = self.groups(names)[0]
+        if len(self.ordered.get(names, ())) != values.height:
+            ordered = values.with_row_index("group").sort(by, nulls_last=True)["group"]
+            self.ordered[names] = ordered.to_numpy().astype(np.intp)
+        return self.ordered[names]
 
     def _known_before(self, *later: pl.DataFrame) -> dict[int, Slice]:
         """What is known of the minutes that have rows here, and none in `later`."""
@@ -185,25 +209,43 @@ class Grain:
         numbers = pl.Series(range(self.keys.height), dtype=pl.UInt32)
         numbers = used.search_sorted(numbers).cast(pl.UInt32)
         rows, cells = (_renumbered(frame, numbers) for frame in (self.rows, self.cells))
-        return Grain(self.dimensions, self.keys[used], rows, cells)
+        hashes = self.hashes[used] if len(self.hashes) else self.hashes
+        return Grain(self.dimensions, self.keys[used], rows, cells, hashes=hashes)
 
 
-def _read(grain: Grain, batches: Iterable[pl.DataFrame]) -> tuple[pl.DataFrame, pl.DataFrame, pl.DataFrame]:
-    """Keys, those of a grain first, rows and cells of batches of a rollup."""
-    dimensions, keys, parts = grain.dimensions, grain.keys, [Grain.empty(grain.dimensions)]
-    for batch in filter(len, batches):
-        keys, series = _known(batch.select(dimensions), keys)
+def _read(
+    grain: Grain, found: Iterable[pa.RecordBatch], seen: Seen
+) -> tuple[pl.DataFrame, pl.Series, pl.DataFrame, pl.DataFrame]:
+    """Keys and their hashes, those of a grain first, rows and cells of batches of a rollup."""
+    dimensions, keys, hashes, parts = grain.dimensions, grain.keys, grain.hashes, [Grain.empty(grain.dimensions)]
+    for batch in (batch for batch in found if batch.num_rows):
+        keys, hashes, series = batches.known(batch, keys, hashes)
+        told = pl.DataFrame(batch.drop_columns([*dimensions, "key"]))
         # A column as it came would keep all of its batch in memory.
-        minute = pl.Series("minute", batch["minute"].to_numpy(writable=True))
-        rows = batch.drop(dimensions).with_columns(series, minute)
-        cells = _cells(rows) if dimensions in WITH_CELLS else parts[0].cells
+        rows = told.with_columns(series, pl.Series("minute", told["minute"].to_numpy(writable=True)))
+        seen(keys, rows)
+        cells = batches.cells(rows, BUCKETS_PER_CELL) if dimensions in WITH_CELLS else parts[0].cells
         schema = rows_schema(dimensions)
         cells = _in_order(cells.select(CELLS_SCHEMA.names()).cast(CELLS_SCHEMA))
         parts.append(Grain(dimensions, keys, _in_order(rows.select(schema.names()).cast(schema)), cells))
     # What lies in order in the end is not copied.
     parts[1:] = sorted(parts[1:], key=lambda part: part.rows["minute"][0])
     rows, cells = (pl.concat(frames) for frames in zip(*((part.rows, part.cells) for part in parts), strict=True))
-    return keys, _in_order(rows), _in_order(cells)
+    return keys, hashes, _in_order(rows), _in_order(cells)
+
+
+def groups_on(values: pl.DataFrame, of: Ints, keys: pl.DataFrame) -> tuple[pl.DataFrame, Ints]:
+    """As `Grain.groups` of keys, of which the first ones are known to have the `values` with the numbers `of`."""
+    if len(of) == keys.height:
+        return values, of
+    new = keys.select(values.columns).slice(len(of))
+    values = pl.concat([values, new.join(values, on=values.columns, how="anti", nulls_equal=True).unique()])
+    numbers = _numbered(new, values)["series"].to_numpy().astype(np.intp)
+    return values, np.concatenate([of, numbers])
+
+
+_MINUTES_APART_MAX = 10
+"""More than are read again when they have come before."""
 
 
 def _joined(parts: Sequence[pl.DataFrame]) -> pl.DataFrame:
@@ -214,45 +256,13 @@ def _joined(parts: Sequence[pl.DataFrame]) -> pl.DataFrame:
 
 
 def _each_minute(frame: pl.DataFrame) -> list[pl.DataFrame]:
-    """The rows of each minute of a frame in order of time, in buffers of their own."""
+    """The rows of each minute of a frame in order of time, in buffers of their own; many minutes as they lie."""
+    if len(_minutes(frame)) > _MINUTES_APART_MAX:
+        return [frame]
     return [
         pl.DataFrame({one.name: one.to_numpy(writable=True) for one in part}, schema=frame.schema)
         for part in frame.partition_by("minute", maintain_order=True)
     ]
-
-
-def _cells(rows: pl.DataFrame) -> pl.DataFrame:
-    """CELLS_SCHEMA of rows with `minute`, `series` and `latency_buckets`, a row of each and cell."""
-    counts = rows["latency_buckets"].map.values()
-    each = np.repeat(np.arange(rows.height), counts.list.len().to_numpy())
-    bucket = rows["latency_buckets"].map.keys().explode(empty_as_null=False).to_numpy()
-    cell = np.where(bucket < 0, -1, bucket // BUCKETS_PER_CELL) + 1
-    # Place and spans in one number: numbers are sorted much faster than an order of them is found.
-    packed = (each * _CELLS + cell) << 32 | counts.explode(empty_as_null=False).to_numpy().astype(np.int64)
-    packed.sort()
-    at, spans = packed >> 32, packed & 2**32 - 1
-    first = np.flatnonzero(np.diff(at, prepend=-1))
-    total = np.add.reduceat(spans, first) if len(first) else spans
-    row, cell = np.divmod(at[first], _CELLS)
-    found = rows.select(pl.col("minute", "series").gather(pl.Series(row)))
-    return found.with_columns(cell=pl.Series(cell - 1), spans=pl.Series(total))
-
-
-_CELLS = 1024
-"""More than there are cells."""
-
-
-def _known(names: pl.DataFrame, keys: pl.DataFrame) -> tuple[pl.DataFrame, pl.Series]:
-    """`keys` with those of `names` that they lack behind them, and which of them each of `names` is (`series`)."""
-    series = _numbered(names, keys)["series"]
-    if not series.null_count():
-        return keys, series
-    unknown = names.filter(series.is_null())
-    new = unknown.unique(maintain_order=True)
-    numbers = _numbered(unknown, new)["series"] + keys.height
-    series = series.scatter(series.is_null().arg_true(), numbers)
-    # With buffers of its own: a few texts of a frame would keep those of all of its rows.
-    return pl.concat([keys, pl.DataFrame(new.to_arrow())]), series
 
 
 def _repeats(rows: pl.DataFrame) -> bool:
@@ -290,9 +300,8 @@ _ALWAYS = frozenset({"region", "tenant", "service_name", "component", "operation
 
 
 def _minutes(rows: pl.DataFrame) -> range:
-    """The numbers of minutes from the first to the last that has rows."""
-    minute = rows["minute"].to_numpy()
-    return range(int(minute.min()), int(minute.max()) + 1) if len(minute) else range(0)
+    """The numbers of minutes from the first to the last that has rows, which are in order of time."""
+    return range(int(rows["minute"][0]), int(rows["minute"][-1]) + 1) if rows.height else range(0)
 
 
 def _numbered(frame: pl.DataFrame, keys: pl.DataFrame) -> pl.DataFrame:

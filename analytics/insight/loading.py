@@ -1,21 +1,21 @@
 """Evidence from the lake: what the rollups and the tables of traces hold, and raw spans of a few minutes for clocks.
 
-Tables that are not there (a set of dimensions that is not configured, traces that are not rolled up) are empty
-frames: the detectors that need them find nothing.
+Tables that are not there (a set of dimensions that is not configured, traces that are not rolled up), or hold no rows,
+are empty frames: the detectors that need them find nothing.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from itertools import groupby
 from typing import Any
 
-import numpy as np
 import polars as pl
 
 from analytics.insight import forecasting, traced
+from analytics.insight.demand import SERVED, Demand
 from analytics.insight.evidence import HOURLY_SCHEMA, Evidence
 from analytics.insight.grains import (
     BASE,
@@ -44,9 +44,7 @@ ROWS_AT_ONCE = 100_000
 _STRETCH_ROWS = 1_000_000
 SKEW_MINUTES = 3
 SKEW_SPANS_MAX = 100_000
-_SLOTS = [f"slot_{slot}" for slot in range(traced.SLOTS)]
 _MINUTE = "(epoch_us(window_start) // 60_000_000)::INTEGER"
-_SERVED = ("server", "consumer")
 _WANTED = {HOST: "kind NOT IN ('client', 'producer')", DESTINATION: "hits + misses > 0"}
 """Rows that tell something: hosts are judged by what they serve, destinations by the lookups of caches."""
 _CONNECTED = ("client", "server", "producer", "consumer")
@@ -60,17 +58,20 @@ def load(
     region: str | None = None,
     tenant: str | None = None,
     *,
+    before: Evidence | None = None,
     with_hours: bool = True,
 ) -> Evidence:
     """What the minutes from `start` up to `until` (aware UTC, whole minutes) tell, of one region or tenant where given.
 
-    `with_hours`: the hours of the last days too. Clocks are looked at by SKEW_MINUTES at both ends. Raises
+    `before`: of the minutes before `start`, by this function; what these tell is put behind it. `with_hours`: the hours
+    of the last days too. Clocks are looked at by SKEW_MINUTES at both ends. Raises
     duckdb.Error where the lake cannot be read.
     """
-    source = Source(reader, tables(reader), naive(start), naive(until), region, tenant)
-    told = source.counted_after(Evidence.concat([part.told() for part in source.stretches()]))
+    source = Source(reader, reader.filled(), naive(start), naive(until), region, tenant)
+    known = (before or Evidence.empty()).with_traced([part.told() for part in source.stretches()])
+    told = source.counted_after(known)
     skew = source.skew(told.base, sorted(clock_minutes(source.start, source.until)))
-    return replace(told, skew=skew, hourly=source.hourly() if with_hours else told.hourly)
+    return replace(told, skew=pl.concat([told.skew, skew]), hourly=source.hourly() if with_hours else told.hourly)
 
 
 def clock_minutes(start: datetime, until: datetime) -> set[int]:
@@ -86,20 +87,15 @@ def naive(time: datetime) -> datetime:
 
 def newest(reader: Reader) -> datetime | None:
     """The end of the newest minute of the rollups (aware), None where there is none."""
-    if "rollup_1m" not in tables(reader):
+    if "rollup_1m" not in reader.filled():
         return None
     (last,) = reader.row("SELECT max(window_start) FROM rollup_1m")
     return None if last is None else last.replace(tzinfo=UTC) + timedelta(minutes=1)
 
 
-def tables(reader: Reader) -> frozenset[str]:
-    """Names of the tables that there are."""
-    return frozenset(name for (name,) in reader.rows("SELECT table_name FROM duckdb_tables() WHERE NOT internal"))
-
-
 @dataclass(frozen=True)
 class Source:
-    """Some minutes (naive UTC) of a lake with the tables `present`, of one region or tenant where given."""
+    """Some minutes (naive UTC) of a lake of which the tables `present` hold rows; of one region or tenant if given."""
 
     reader: Reader
     present: frozenset[str]
@@ -143,29 +139,22 @@ class Source:
 
     def counted_after(self, before: Evidence) -> Evidence:
         """`before` with the rollups of these minutes, which come after its own, behind its own."""
-        demand: list[pl.DataFrame] = []
-
-        def seen(rows: pl.DataFrame) -> pl.DataFrame:
-            demand.append(_demand(rows))
-            return rows
-
+        demand = Demand(before.base)
         grains: dict[str, Any] = {
-            name: self._grain(getattr(before, name), table, seen) for name, (table, _) in TABLES.items()
+            name: self._grain(getattr(before, name), table, demand) for name, (table, _) in TABLES.items()
         }
-        served = grains["base"].keys["kind"].is_in(_SERVED).any()
-        new = [_steady(pl.concat(demand), served)] if demand else []
-        return replace(before, demand=pl.concat([before.demand, *new]), **grains)
+        served = bool(grains["base"].keys["kind"].is_in(SERVED).any())
+        return replace(before, demand=Grain.concat([before.demand, demand.steady(served)]), **grains)
 
-    def _grain(self, before: Grain, table: str, seen: Callable[[pl.DataFrame], pl.DataFrame]) -> Grain:
-        """A grain continued; rows of the base set, which carry the counts by second, go through `seen`."""
+    def _grain(self, before: Grain, table: str, demand: Demand) -> Grain:
+        """A grain continued; rows of the base set carry the counts by second, which tell the demand."""
         if table not in self.present:
             return before
-        dimensions = before.dimensions
-        found = map(pl.DataFrame, self.reader.batches(*self._query(table, dimensions), ROWS_AT_ONCE))
-        return before.continued(map(seen, found) if dimensions == BASE else found)
+        batches = self.reader.batches(*self._query(table, before.dimensions), ROWS_AT_ONCE)
+        return before.continued(batches, demand.add) if before.dimensions == BASE else before.continued(batches)
 
     def _query(self, table: str, dimensions: tuple[str, ...]) -> tuple[str, dict[str, object]]:
-        """Of what `Grain.of_rollup` takes, and of the base set the counts by second."""
+        """Of what `Grain.continued` takes, and of the base set the counts by second."""
         scope, values = self._scope("window_start", dimensions)
         known = [f"{name} NOT IN ('{UNKNOWN}', '{NONE}')" for name in dimensions if name in _LABELLED]
         where = " AND ".join([scope, *known, _WANTED.get(dimensions, "true")])
@@ -173,6 +162,7 @@ class Source:
         names = [
             f"{_MINUTE} AS minute",
             *dimensions,
+            f"hash({', '.join(dimensions)}) AS key",
             *(columns.get(name, name) for name in MEASURES[dimensions]),
             *(["latency_buckets"] if dimensions in WITH_CELLS else []),
             *(["second_counts"] if dimensions == BASE else []),
@@ -249,6 +239,8 @@ class Source:
         """SKEW_SCHEMA of some minutes (numbers, in order) by raw spans of whole traces, one in so many that each minute
         is a part of SKEW_SPANS_MAX at most; `base` tells how many there are."""
         found = [traced.SKEW_SCHEMA.to_frame()]
+        if "spans" not in self.present:
+            return found[0]
         for _, stretch in groupby(enumerate(minutes), lambda pair: pair[1] - pair[0]):
             numbers = [number for _, number in stretch]
             spans = self._spans(numbers[0], _one_in(base, numbers))
@@ -278,39 +270,6 @@ class Source:
             if value is not None and name in dimensions:
                 text, values[name] = f"{text} AND {name} = ${name}", value
         return text, values
-
-
-def _demand(rows: pl.DataFrame) -> pl.DataFrame:
-    """Columns minute, region, tenant, is_served and the counts of each slot, of rows of the base set."""
-    by = ["minute", "region", "tenant", "is_served"]
-    rows = rows.with_columns(is_served=pl.col("kind").is_in(_SERVED))
-    seconds = (
-        rows.select(second=pl.col("second_counts").map.keys(), count=pl.col("second_counts").map.values())
-        .with_row_index("row")
-        .explode("second", "count", empty_as_null=False)
-    )
-    at = seconds.select(pl.col("row").cast(pl.Int64) * traced.SLOTS + pl.col("second") // (60 // traced.SLOTS))
-    by_slot = np.bincount(at.to_series().to_numpy(), seconds["count"].to_numpy(), minlength=rows.height * len(_SLOTS))
-    counted = pl.concat(
-        [rows.select(by), pl.DataFrame(by_slot.reshape(-1, len(_SLOTS)), schema=_SLOTS)],
-        how="horizontal",
-    )
-    return counted.group_by(by).agg(pl.col(_SLOTS).sum())
-
-
-def _steady(counted: pl.DataFrame, served: bool) -> pl.DataFrame:
-    """DEMAND_SCHEMA of what `_demand` gives (see `traced.demand`), of what is served alone or of all."""
-    if served:
-        counted = counted.filter("is_served")
-    by = counted.group_by("minute", "region", "tenant").agg(pl.col(_SLOTS).sum())
-    ordered = np.sort(by.select(_SLOTS).to_numpy(), axis=1)
-    minute = pl.from_epoch(pl.col("minute").cast(pl.Int64) * 60_000_000, time_unit="us")
-    found = by.select(
-        minute=minute, region="region", tenant="tenant", count=pl.Series(ordered.sum(1)),
-        # The lower middle one.
-        steady_count=pl.Series(traced.SLOTS * ordered[:, (traced.SLOTS - 1) // 2]),
-    )  # fmt: skip
-    return _as(found, traced.DEMAND_SCHEMA)
 
 
 def _one_in(base: Grain, minutes: Sequence[int]) -> list[int]:

@@ -9,7 +9,7 @@ from datetime import datetime
 from analytics.insight.engine import findings, has_history
 from analytics.insight.evidence import Evidence
 from analytics.insight.finding import Finding
-from analytics.insight.loading import load
+from analytics.insight.loading import Source, load, naive
 from analytics.insight.rhythm import of_reader
 from analytics.window import MINUTE, Window
 from collector.config import InsightConfig
@@ -17,6 +17,8 @@ from collector.errors import SpanlakeError
 from collector.lake.lake import Lake, Reader
 
 _LOOKS_MAX = 24
+_ROWS_HELD_MAX = 1_850_000
+"""Rows of the base set that are held where those of a history are fewer: so much is read ahead."""
 
 
 class NoHistoryError(SpanlakeError):
@@ -30,7 +32,8 @@ def look_back(
     'resolved'.
 
     Looks at _LOOKS_MAX moments of the window at most, two in a row of which must agree. Holds the evidence of
-    twice `history_minutes` at most, however long the window is. Raises NoHistoryError.
+    `history_minutes`, and of as many minutes more as make _ROWS_HELD_MAX rows, twice that time at most, however long
+    the window is. Raises NoHistoryError.
     """
     stride = max(1, -(-window.minutes // _LOOKS_MAX))
     moments = [window.end - stride * step * MINUTE for step in range(window.minutes // stride + 1)][::-1]
@@ -64,14 +67,23 @@ def _evidence(
 ) -> Iterator[tuple[datetime, Evidence]]:
     """Each moment, and what the minutes of history before it tell.
 
-    Each minute is read once, those of the moments within a history's length together: a reading has its price.
+    Each minute is read once, those of some moments together: a reading has its price. How many depends on the rows that
+    they have, which are held beside those of a history.
     """
     history = config.history_minutes * MINUTE
+    held = _minutes_of_rows(reader, moments[0], moments[-1], region, tenant) * MINUTE
+    ahead = min(history, held - history)
     known, end = Evidence.empty(), moments[0] - history
     for moment in moments:
         if moment > end:
             start = max(end, moment - history)
-            end = max(later for later in moments if later <= moment + history)
-            new = load(reader, start, end, region, tenant)
-            known = replace(Evidence.concat([known.between(moment - history, start), new]), hourly=new.hourly).pruned()
+            end = max(later for later in moments if later <= max(moment, start + ahead))
+            before = known.between(moment - history, start).pruned()
+            known = load(reader, start, end, region, tenant, before=before)
         yield moment, known.between(moment - history, moment)
+
+
+def _minutes_of_rows(reader: Reader, start: datetime, end: datetime, region: str | None, tenant: str | None) -> int:
+    """Over how many minutes _ROWS_HELD_MAX rows of the base set are spread between two times."""
+    source = Source(reader, reader.filled(), naive(start), naive(end), region, tenant)
+    return int((end - start) / MINUTE) * _ROWS_HELD_MAX // max(source.count(), 1)

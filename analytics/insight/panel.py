@@ -115,9 +115,7 @@ class Panel:
         """Read the minutes of `span`."""
         start = minute_number(span.start)
         slices = grain.slices(start, span.count)
-        used = np.zeros(grain.keys.height, dtype=bool)
-        for one in slices:
-            used[one.series] = True
+        used = grain.totals.of("rows", [(one.series, one.present) for one in slices], grain.keys.height) > 0
         source = Source(grain, slices, np.where(used, np.cumsum(used) - 1, -1))
         cells = Cells(grain.between(span.start, span.end).cells, source.number, start)
         keys = grain.keys.filter(pl.Series(used))

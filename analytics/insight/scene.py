@@ -14,8 +14,8 @@ from statsmodels.stats.multitest import multipletests
 from analytics.insight import baselines
 from analytics.insight.baselines import Least, Scan
 from analytics.insight.evidence import Evidence
-from analytics.insight.grains import Grain
-from analytics.insight.measures import Bools, Floats, Ints, Measure, Rated, Span, dense, summed
+from analytics.insight.grains import DEMAND, Grain
+from analytics.insight.measures import Bools, Floats, Ints, Measure, Rated, Span, summed
 from analytics.insight.panel import Panel
 from analytics.insight.tallies import Tallied, Tally
 from collector.config import InsightConfig
@@ -189,9 +189,9 @@ class Scene:
     @cached_property
     def demand(self) -> tuple[pl.DataFrame, Floats]:
         """Steady demand (see `traced.demand`): columns region and tenant, and for each row its counts by minute."""
-        known = self.evidence.demand.filter(pl.col("minute") >= self.span.start, pl.col("minute") < self.span.end)
-        keys = known.select("region", "tenant").unique().sort("region", "tenant")
-        return keys, dense(self.span, known, keys, "steady_count")
+        panel = self.panel("demand")
+        ordered = panel.keys.with_row_index("series").sort(DEMAND)
+        return ordered.drop("series"), panel.counts["steady_count"][ordered["series"].to_numpy()]
 
     def demand_by(self, by: Sequence[str], sign: int = 1) -> Groups:
         """Scan demand, summed up by region, tenant or both; `of` goes by the rows of `demand`."""

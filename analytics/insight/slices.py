@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from analytics.insight.measures import Bools, Floats, Ints
+from analytics.insight.measures import Floats, Ints
 
 CELLS = 560
 FIRST_CELL = -1
@@ -43,6 +43,7 @@ class Slice:
         self._rows, self._cells = rows, cells
         self._known: dict[Hashable, Any] = {}
         self.series: Ints = rows["series"].to_numpy().astype(np.intp)
+        self.present: Numbers = np.ones(len(self.series), dtype=np.uint8)
 
     def count(self, *names: str) -> Numbers:
         """A column of the rows, or the sum of several."""
@@ -71,7 +72,7 @@ class Slice:
         """Spans of each row beyond two cells, given for each group (an array of 2 x groups), the second no less."""
         known = self._known.get(("beyond", key))
         if known is None:
-            found = self._beyond(of, limits, slice(None))
+            found = self._beyond(of, limits)
         else:
             before, found = known
             width = before.shape[1]
@@ -79,7 +80,7 @@ class Slice:
             changed[:width] = (before != limits[:, :width]).any(0)
             mine = changed[of[self.series]] if changed.any() else changed
             if mine.any():
-                found = self._again(of, limits, mine, found)
+                found = self._again(of, limits, np.flatnonzero(mine), found)
         self._known["beyond", key] = limits, found
         return found
 
@@ -114,8 +115,8 @@ class Slice:
         found = [np.bincount(group, each, count).astype(float) for each in (weight, weight * cell)]
         return found[0], found[1]
 
-    def _beyond(self, of: Ints, limits: Floats, cells: Ints | slice) -> tuple[Numbers, Numbers]:
-        series, cell, spans = (column[cells] for column in self._columns())
+    def _beyond(self, of: Ints, limits: Floats) -> tuple[Numbers, Numbers]:
+        series, cell, spans = self._columns()
         found = []
         for limit in limits:
             longer = cell > limit[of[series]]
@@ -124,25 +125,23 @@ class Slice:
             found.append(by_series[self.series].astype(np.uint32))
         return found[0], found[1]
 
-    def _again(
-        self, of: Ints, limits: Floats, mine: Bools, before: tuple[Numbers, Numbers]
-    ) -> tuple[Numbers, Numbers]:
-        """As `_beyond` of the rows `mine`, and what was found before of the others."""
-        first, second = self._beyond(of, limits, self._cells_of(mine))
-        return np.where(mine, first, before[0]), np.where(mine, second, before[1])
-
-    def _cells_of(self, rows: Bools) -> Ints:
-        """Positions of the cells of some rows."""
+    def _again(self, of: Ints, limits: Floats, rows: Ints, before: tuple[Numbers, Numbers]) -> tuple[Numbers, Numbers]:
+        """As `_beyond` of some rows, and what was found before of the others."""
         first = self._keep("first cells", self._first_cells)
         if first is None:
-            series = self._cells["series"].to_numpy()
-            wanted = np.zeros(int(series.max(initial=0)) + 1, dtype=bool)
-            mine = self.series[rows]
-            wanted[mine[mine < len(wanted)]] = True
-            return np.flatnonzero(wanted[series])
+            return self._beyond(of, limits)
         starts = first[:-1][rows].astype(np.intp)
         lengths = first[1:][rows] - starts
-        return np.arange(lengths.sum()) + np.repeat(starts - np.cumsum(lengths) + lengths, lengths)
+        row = np.repeat(np.arange(len(rows)), lengths)
+        at = np.arange(len(row)) + (starts - np.cumsum(lengths) + lengths)[row]
+        cell, spans = (self._cells[name].to_numpy()[at] for name in ("cell", "spans"))
+        found = []
+        for limit, known in zip(limits[:, of[self.series[rows]]], before, strict=True):
+            longer = cell - FIRST_CELL > limit[row]
+            counted = known.copy()
+            counted[rows] = np.bincount(row[longer], spans[longer], len(rows))
+            found.append(counted)
+        return found[0], found[1]
 
     def _first_cells(self) -> Numbers | None:
         """Where the cells of each row begin, and the last ones end; None where they are not in the order of rows."""

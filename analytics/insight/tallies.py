@@ -41,12 +41,14 @@ class Source:
 
     def _groups(self, by: tuple[str, ...]) -> tuple[pl.DataFrame, Ints, Ints]:
         values, of = self.grain.groups(by)
+        order = self.grain.order(by)
         mine = of[self.series]
-        used = np.bincount(mine, minlength=values.height) > 0
-        kept = values.with_row_index("group").filter(pl.Series(used)).sort(by, nulls_last=True)
+        used = np.zeros(values.height, dtype=bool)
+        used[mine] = True
+        kept = order[used[order]]
         number = np.full(values.height, -1, dtype=np.intp)
-        number[kept["group"].to_numpy()] = np.arange(kept.height)
-        return kept.drop("group"), number[mine], number
+        number[kept] = np.arange(len(kept))
+        return values[kept], number[mine], number
 
     def tally(self, *names: str) -> Tally:
         """The sum of some counts."""
@@ -65,6 +67,7 @@ class Tally:
         self._number = source.number if number is None else number
         self._size = len(source.series)
         self._sums: dict[tuple[str, ...], Floats] = {}
+        self._last: dict[int, tuple[Ints, Ints, Floats]] = {}
 
     @cached_property
     def array(self) -> Floats:
@@ -97,6 +100,13 @@ class Tally:
                 each[:] = np.bincount(group, factor[series] * values, count + 1)
         return [array[:, :count].T.astype(np.float32, order="C") for array in found]
 
+    def last_by(self, groups: Ints, count: int, minutes: int) -> Floats:
+        """As `by`, of the counts in the last minutes."""
+        series, minute, values = self.last(minutes)
+        of = np.where(groups < 0, count, groups)[series]
+        found = np.bincount(of * minutes + minute, values, (count + 1) * minutes)
+        return found.reshape(-1, minutes)[:count].astype(np.float32)
+
     def by_names(self, by: tuple[str, ...]) -> Floats:
         """Sums over the series of each group of `Source.groups`; of a tally of all series."""
         if by not in self._sums:
@@ -128,18 +138,32 @@ class Tally:
         kept = np.append(np.where(which, np.arange(self._size), -1), -1)
         return Tally(self._name, [values for _, values in self._minutes], self.source, kept[self._number])
 
-    def last(self, minutes: int) -> Tally:
-        """The last minutes alone."""
-        return Tally(self._name, [values for _, values in self._minutes[-minutes:]], self.source, self._number)
+    def last(self, minutes: int) -> tuple[Ints, Ints, Floats]:
+        """The last minutes (there are so many), one behind the other: the series of each row, its minute (from 0 on),
+        and its count. Kept, for what several shares are of is asked for again."""
+        if minutes not in self._last:
+            parts = self._minutes[-minutes:]
+            minute = np.repeat(np.arange(minutes), [len(series) for series, _ in parts])
+            series = self._number[np.concatenate([series for series, _ in parts])]
+            inside = series >= 0
+            self._last[minutes] = series[inside], minute[inside], self.last_counts(minutes)
+        return self._last[minutes]
+
+    def last_counts(self, minutes: int) -> Floats:
+        """The counts of `last` alone."""
+        series, values = (np.concatenate(columns) for columns in zip(*self._minutes[-minutes:], strict=True))
+        found: Floats = values[self._number[series] >= 0].astype(float)
+        return found
 
 
 class Tallied(Rated):
     """As `Rated`, of tallies; arrays of all series are made where they are asked for."""
 
     tallies: tuple[Tally, Tally]
+    _recent: dict[int, Recent]
 
     def __init__(self, observed: Tally, trials: Tally, rate: Floats) -> None:
-        for name, value in (("tallies", (observed, trials)), ("rate", rate)):
+        for name, value in (("tallies", (observed, trials)), ("rate", rate), ("_recent", {})):
             object.__setattr__(self, name, value)
 
     @property
@@ -171,7 +195,27 @@ class Tallied(Rated):
         observed, trials = self.tallies
         return Tallied(observed.only(which), trials.only(which), self.rate)
 
-    def last(self, minutes: int) -> Rated:
+    def last(self, minutes: int) -> Recent:
         """The last minutes alone, expected at the same rates."""
-        observed, trials = self.tallies
-        return Tallied(observed.last(minutes), trials.last(minutes), self.rate)
+        if minutes not in self._recent:
+            self._recent[minutes] = Recent(*self.tallies, self.rate, minutes)
+        return self._recent[minutes]
+
+
+class Recent:
+    """The last minutes of a measure, laid out one behind the other: many groupings of them are summed up in turn."""
+
+    def __init__(self, observed: Tally, trials: Tally, rate: Floats, minutes: int) -> None:
+        """Counts, what they are a share of, and the rate that is expected of each series (a column)."""
+        self._minutes = minutes
+        self._series, self._minute, tried = trials.last(minutes)
+        seen = observed.last_counts(minutes)
+        each = rate[:, 0].astype(float)
+        self._summands = seen, each[self._series] * tried, (each * (1 - each))[self._series] * tried, tried
+
+    def by(self, groups: Ints, count: int) -> Measure:
+        """Sums over the series of each group; group -1 is left out."""
+        of = np.where(groups < 0, count, groups)
+        at = of[self._series] * self._minutes + self._minute
+        sums = (np.bincount(at, summand, (count + 1) * self._minutes) for summand in self._summands)
+        return Measure(*(one.reshape(-1, self._minutes)[:count].astype(np.float32) for one in sums))

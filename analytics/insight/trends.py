@@ -19,9 +19,9 @@ import polars as pl
 from scipy import stats
 
 from analytics.change import duration
-from analytics.insight import telling
+from analytics.insight import baselines, telling
 from analytics.insight.finding import Effect, Finding, Place
-from analytics.insight.measures import Bools, Floats
+from analytics.insight.measures import Bools, Floats, Ints
 from analytics.insight.panel import cell_values_ns
 from analytics.insight.scene import HISTORY_MIN, Scene
 
@@ -37,6 +37,7 @@ _TAU_MIN = 0.6
 _RISE_MIN = 1.5
 _SLOW_RATIO_MIN = 1.3
 _COUNT_PER_MINUTE_MIN = 10
+_BUSY_MINUTES = 8
 _BY = ("region", "service_name", "host")
 _SERVING = ("server", "consumer")
 _TEST = "Kendall's tau of duration and time, slopes after Theil and Sen"
@@ -61,8 +62,9 @@ def find(scene: Scene) -> list[Finding]:
         return []
     serving = panel.keys["kind"].is_in(_SERVING).to_numpy()
     keys, of = panel.groups(_BY)
-    count = panel.tally("count").by(np.where(serving, of, -1), keys.height)[0]
-    busiest = count[:, -8:].min(1) >= _COUNT_PER_MINUTE_MIN
+    of_serving = np.where(serving, of, -1)
+    late = panel.tally("count").last_by(of_serving, keys.height, min(_BUSY_MINUTES, scene.span.count))
+    busiest = late.min(1) >= _COUNT_PER_MINUTE_MIN
     if not busiest.any():
         return []
     # The typical duration: of the mean cell, so that outliers weigh little.
@@ -74,12 +76,20 @@ def find(scene: Scene) -> list[Finding]:
             ramps[int(index)] = ramp
     if not ramps:
         return []
-    slow = scene.level("host", "slow", _BY).scan.ratio > _SLOW_RATIO_MIN
+    count = panel.tally("count").by(of_serving, keys.height)[0]
     return [
         _told(scene, keys.row(index), ramp, typical[index], count[index])
-        for index, ramp in ramps.items()
-        if slow[index]
+        for (index, ramp), slow in zip(ramps.items(), _slow(scene, of, list(ramps)), strict=True)
+        if slow
     ]
+
+
+def _slow(scene: Scene, of: Ints, hosts: list[int]) -> Bools:
+    """Which of some hosts (groups `of` the series, in their order) have clearly more slow spans than usual."""
+    mine = np.isin(of, hosts)
+    measure = scene.measure("host", "slow").rows(mine).by(np.searchsorted(hosts, of[mine]), len(hosts))
+    found: Bools = baselines.scan(measure, scene.span).ratio > _SLOW_RATIO_MIN
+    return found
 
 
 def _may_rise(values: Floats) -> Bools:

@@ -65,6 +65,11 @@ class Reader:
         """Whether the lake has a table, view or macro of this name."""
         return (name,) in self.rows(_OBJECTS_SQL)
 
+    def filled(self) -> frozenset[str]:
+        """Names of the tables that have files. Asking for them takes less than planning one query of a table."""
+        found = self.rows(f"SELECT table_name FROM ducklake_table_info('{engine.CATALOG}') WHERE file_count > 0")
+        return frozenset(name for (name,) in found)
+
     def snapshot_id(self) -> int:
         """The newest snapshot that this reader sees."""
         return int(self.row(f"SELECT id FROM {engine.CATALOG}.current_snapshot()")[0])
@@ -142,10 +147,12 @@ class Lake:
         threads: int = 2,
         read_seconds_max: float | None = None,
         spill_folder: str = "",
+        cache_files: bool = True,
     ) -> None:
         """Attach. `read_seconds_max` bounds the queries of each `read` together; None: no bound.
 
-        A query that needs more than `memory_bytes_max` fails, or writes to `spill_folder` where one is given.
+        A query that needs more than `memory_bytes_max` fails, or writes to `spill_folder` where one is given. Up to so
+        much is kept of files that were read, if `cache_files`, where nothing is written.
         Raises OperatorError where there is no lake, or one of a newer schema.
         """
         self.location = location
@@ -153,7 +160,8 @@ class Lake:
         self._read_seconds_max: float | None = None
         self._catalog: duckdb.DuckDBPyConnection | None = None
         """Kept between uses: a new connection takes longer than what it is used for. The commit lock guards it."""
-        self._root = engine.connect(memory_bytes_max, threads, cache_files=read_only, spill_folder=spill_folder)
+        is_cached = read_only and cache_files
+        self._root = engine.connect(memory_bytes_max, threads, cache_files=is_cached, spill_folder=spill_folder)
         if read_only:
             location.require()
             engine.attach(self._root, location, read_only=True)
