@@ -69,13 +69,14 @@ def find(scene: Scene) -> list[Finding]:
         return []
     # The typical duration: of the mean cell, so that outliers weigh little.
     typical = cell_values_ns(panel.mean_cell(_BY, _SERVING))
-    ramps = _early(scene, keys, typical, count)
+    ramps = _early(scene, keys, typical, late)
     for index in np.flatnonzero(busiest & _may_rise(typical)):
         ramp = rising(typical[index], float(np.nanmedian(typical[index, : scene.span.baseline])))
         if ramp is not None:
             ramps[int(index)] = ramp
     if not ramps:
         return []
+    ramps = dict(sorted(ramps.items()))
     count = panel.tally("count").by(of_serving, keys.height)[0]
     return [
         _told(scene, keys.row(index), ramp, typical[index], count[index])
@@ -85,7 +86,7 @@ def find(scene: Scene) -> list[Finding]:
 
 
 def _slow(scene: Scene, of: Ints, hosts: list[int]) -> Bools:
-    """Which of some hosts (groups `of` the series, in their order) have clearly more slow spans than usual."""
+    """Which of some hosts (groups `of` the series, ascending) have clearly more slow spans than usual."""
     mine = np.isin(of, hosts)
     measure = scene.measure("host", "slow").rows(mine).by(np.searchsorted(hosts, of[mine]), len(hosts))
     found: Bools = baselines.scan(measure, scene.span).ratio > _SLOW_RATIO_MIN
@@ -102,12 +103,12 @@ def _may_rise(values: Floats) -> Bools:
     return found
 
 
-def _early(scene: Scene, keys: pl.DataFrame, typical: Floats, count: Floats) -> dict[int, Ramp]:
-    """Ramps of hosts against their peers, by row of `keys`."""
+def _early(scene: Scene, keys: pl.DataFrame, typical: Floats, late: Floats) -> dict[int, Ramp]:
+    """Ramps of hosts against their peers, by row of `keys`; `late` has counts of spans by minute, the last ones."""
     with np.errstate(divide="ignore", invalid="ignore"):
         longer = np.log(typical)
     service = keys.select(pl.struct("region", "service_name").rank("dense")).to_series().to_numpy()
-    busy = count[:, -max(_EARLY_MINUTES) :].min(1) >= _PER_MINUTE_MIN
+    busy = late[:, -max(_EARLY_MINUTES) :].min(1) >= _PER_MINUTE_MIN
     found = {}
     for index in np.flatnonzero(busy):
         peers = (service == service[index]) & (np.arange(len(service)) != index)
