@@ -46,12 +46,12 @@ def counted(table: pa.Table) -> dict[tuple[str, str], tuple[float, ...]]:
     frame = frame.with_columns(
         chosen=(pl.col("duration_ns") % 3 == 0) & chosen, weight=pl.col("sample_weight").fill_null(1.0)
     )
-    total = {side: frame.filter(pl.col("chosen") == side)["weight"].sum() for side in (True, False)}
+    total = {side: float(frame.filter(pl.col("chosen") == side)["weight"].sum()) for side in (True, False)}
     found = {}
     for name in COLUMNS:
         for (value,), part in frame.filter(pl.col(name).is_not_null()).group_by(name):
             sides = {side: part.filter(pl.col("chosen") == side) for side in (True, False)}
-            each = [v for side, one in sides.items() for v in (one.height, one["weight"].sum() / total[side])]
+            each = [v for side, one in sides.items() for v in (one.height, float(one["weight"].sum()) / total[side])]
             found[name, str(value)] = (*each, part["sample_weight"].null_count() / part.height)
     return found
 
