@@ -22,11 +22,13 @@ import tempfile
 import time
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
-from datetime import timedelta
+from datetime import UTC, timedelta
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
+from analytics.insight.explaining import explain
+from analytics.window import Window
 from benchmarks.machine import describe
 from benchmarks.stored import fill, fill_large
 from collector.config import QueryConfig
@@ -36,6 +38,9 @@ from collector.lake.sandbox import open_sandbox
 
 RUNS = 20
 FIRST_RUNS = 5
+EXPLAIN_RUNS = 3
+EXPLAINED = timedelta(minutes=84)
+"""Five million spans of these lakes."""
 THREADS = 2
 
 ROLLUPS = """
@@ -134,6 +139,27 @@ def peak_mib() -> int:
     return next(int(line.split()[1]) >> 10 for line in lines if line.startswith("VmHWM:"))
 
 
+def explained(location: Location) -> dict[str, float]:
+    """Seconds of explaining the slowest in a hundred spans of the last EXPLAINED, and the memory of it all."""
+    with Lake(location, read_only=True, threads=THREADS) as lake, lake.read() as reader:
+        (newest,) = reader.row("SELECT max(start_time)::TIMESTAMP FROM spans")
+        until = newest.replace(second=0, microsecond=0, tzinfo=UTC) + timedelta(minutes=1)
+        window = Window(until - EXPLAINED, until)
+        spans, slow_ns = reader.row(
+            "SELECT count(*), approx_quantile(duration_ns, 0.99)::BIGINT FROM spans WHERE start_time >= ?",
+            [window.start.replace(tzinfo=None)],
+        )
+    taken, used = [], []
+    with open_sandbox(location, QueryConfig()) as sandbox:
+        for _ in range(EXPLAIN_RUNS):
+            begun, begun_cpu = time.perf_counter(), time.process_time()
+            assert explain(sandbox, window, f"duration_ns > {slow_ns}").height
+            taken.append(time.perf_counter() - begun)
+            used.append(time.process_time() - begun_cpu)
+    times = {"median s": statistics.median(taken), "worst s": max(taken), "median CPU s": statistics.median(used)}
+    return {"spans": spans, "peak memory, MiB": peak_mib()} | {name: round(value, 1) for name, value in times.items()}
+
+
 def queries(location: Location) -> dict[str, dict[str, float]]:
     """What each question to a lake takes; `questions` are the keys."""
     with Lake(location, read_only=True, threads=THREADS, memory_bytes_max=2**30) as lake:
@@ -153,7 +179,9 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.ask:
         location = Location(arguments.ask)
-        show(queries(location) | {"peak memory, MiB": peak_mib()})
+        found = queries(location) | {"peak memory, MiB": peak_mib()}
+        with ProcessPoolExecutor(1, get_context("spawn")) as fresh:
+            show(found | {"the slowest spans explained": fresh.submit(explained, location).result()})
         return
     results: dict[str, object] = {"machine": describe()}
     for spans in arguments.spans or ([] if arguments.large else [1_000_000, 5_000_000]):

@@ -282,10 +282,10 @@ class Lake:
 
 def check_version(reader: Reader, location: Location) -> None:
     """Raise OperatorError for a lake whose schema is newer than this release knows."""
-    present = {name for (name,) in reader.rows(_OBJECTS_SQL)}
-    if "schema_version" not in present:
-        return
-    version = reader.row("SELECT max(version) FROM schema_version")[0]
+    try:
+        version = reader.row(f"SELECT max(version) FROM {engine.CATALOG}.main.schema_version")[0]
+    except duckdb.CatalogException:
+        return  # nobody has made its tables yet
     if version is not None and version > SCHEMA_VERSION:
         raise OperatorError(
             f"the lake at storage.data = {str(location.root)!r} has schema version {version}: expected at "

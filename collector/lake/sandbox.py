@@ -134,9 +134,13 @@ def _show_sampled(connection: duckdb.DuckDBPyConnection, reader: Reader) -> None
 
     A temporary view goes before what the lake has under its name.
     """
-    if reader.has(SAMPLED) and reader.rows(f"SELECT 1 FROM {SAMPLED} LIMIT 1"):
-        tables = (f"SELECT * FROM {engine.CATALOG}.main.{table}" for table in (SPANS, SAMPLED))
-        connection.execute(f"CREATE TEMP VIEW {SPANS} AS {' UNION ALL '.join(tables)}")
+    tables = [f"{engine.CATALOG}.main.{table}" for table in (SPANS, SAMPLED)]
+    try:
+        are_some = reader.rows(f"SELECT 1 FROM {tables[1]} LIMIT 1")
+    except duckdb.CatalogException:
+        return  # nothing was ever sampled here
+    if are_some:
+        connection.execute(f"CREATE TEMP VIEW {SPANS} AS FROM {' UNION ALL FROM '.join(tables)}")
 
 
 def _lock_down(connection: duckdb.DuckDBPyConnection, location: Location, spill: str, spill_bytes: int) -> None:
@@ -188,13 +192,15 @@ def _admit(connection: duckdb.DuckDBPyConnection, sql: str) -> duckdb.Statement:
     inner = statement
     if statement.type == duckdb.StatementType.EXPLAIN:
         inner = _single(connection, _explained(statement.query))
-    tree = json.loads(connection.execute("SELECT json_serialize_sql(?)", [inner.query]).fetchall()[0][0])
+    # As a literal: for a bound value, DuckDB imports pandas first, which takes longer than all else here.
+    serialized = connection.execute(f"SELECT json_serialize_sql({engine.literal(inner.query)})").fetchall()
+    tree = json.loads(serialized[0][0])
     if inner.type != duckdb.StatementType.SELECT or tree["error"]:
         raise QueryError(
             f"{_first_word(inner.query)} is refused: expected one statement that only reads "
             "(SELECT, FROM, WITH, VALUES, DESCRIBE, SHOW, SUMMARIZE, EXPLAIN)"
         )
-    _check_tree(tree["statements"], _lake_macros(connection))
+    _check_tree(tree["statements"], connection)
     return statement
 
 
@@ -227,16 +233,17 @@ def _explained(sql: str) -> str:
 
 
 def _lake_macros(connection: duckdb.DuckDBPyConnection) -> set[str]:
-    rows = connection.execute(_TABLE_MACROS_SQL, [engine.CATALOG]).fetchall()
+    rows = connection.execute(_TABLE_MACROS_SQL).fetchall()
     return {name for (name,) in rows}
 
 
-_TABLE_MACROS_SQL = """
-SELECT function_name FROM duckdb_functions() WHERE database_name = ? AND function_type = 'table_macro'
+_TABLE_MACROS_SQL = f"""
+SELECT function_name FROM duckdb_functions()
+WHERE database_name = {engine.literal(engine.CATALOG)} AND function_type = 'table_macro'
 """
 
 
-def _check_tree(node: Any, macros: set[str]) -> None:
+def _check_tree(node: Any, connection: duckdb.DuckDBPyConnection) -> None:
     """Refuse unknown table functions, and files in place of tables, anywhere in a parsed statement."""
     pending = [node]
     while pending:
@@ -245,16 +252,18 @@ def _check_tree(node: Any, macros: set[str]) -> None:
             pending.extend(node)
         elif isinstance(node, dict):
             if node.get("type") == "TABLE_FUNCTION":
-                _check_function(node["function"], macros)
+                _check_function(node["function"], connection)
             elif node.get("type") == "BASE_TABLE" and set("./\\*?:") & set(node["table_name"]):
                 raise QueryError(f"{node['table_name']!r} is refused: expected a table or view of the lake")
             pending.extend(node.values())
 
 
-def _check_function(function: dict[str, Any], macros: set[str]) -> None:
+def _check_function(function: dict[str, Any], connection: duckdb.DuckDBPyConnection) -> None:
     name = function.get("function_name", "").lower()
     of_lake = engine.CATALOG in (function.get("catalog", "").lower(), function.get("schema", "").lower())
-    if name not in (LAKE_FUNCTIONS | macros if of_lake else TABLE_FUNCTIONS | macros):
+    known = LAKE_FUNCTIONS if of_lake else TABLE_FUNCTIONS
+    # The lake's own are many to look through, and few statements ask for one.
+    if name not in known and name not in _lake_macros(connection):
         raise QueryError(
             f"the table function {name!r} is refused: expected tables and views of the lake, or a table "
             "function that reads nothing else"
