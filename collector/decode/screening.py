@@ -20,8 +20,8 @@ from collector.decode.values import are_simple
 from collector.decode.wire import Int32s, fixed, lengths, split_key_values, text
 from collector.pipeline import Accepted, TraceRequest
 
-SPANS_MAX = 2_048
-"""Spans of a group that may wait: the more it has, the less is saved."""
+SPANS_MAX = 1_000
+"""Spans of a group that may wait: the more it has, the less is saved. At full load groups are larger."""
 
 
 @dataclass(frozen=True, slots=True)
