@@ -55,6 +55,7 @@ def measure(folder: Path) -> dict[str, object]:
     config = InsightConfig()
     ongoing = Ongoing(config.history_minutes)
     known = Evidence.empty()
+    cpu_seconds: list[float] = []
     with Lake(Location(folder), read_only=False) as lake:
 
         def look(until: datetime) -> dict[str, object]:
@@ -62,17 +63,20 @@ def measure(folder: Path) -> dict[str, object]:
             with lake.read() as reader:
                 known, reading = timed(lambda: ongoing.until(reader, until))
             found, judging = timed(lambda: findings(known, until, RECENT, config))
-            cpu_seconds = {"reading": reading["cpu_seconds"], "judging": judging["cpu_seconds"]}
-            both = {"cpu_seconds": cpu_seconds | {"both": sum(cpu_seconds.values())}}
-            seconds = reading["seconds"] + judging["seconds"]
-            return {"findings": len(found), **both, "seconds": seconds, "process_cpu_seconds": time.process_time()} | {
+            parts = {"reading": reading["cpu_seconds"], "judging": judging["cpu_seconds"]}
+            cpu_seconds.append(sum(parts.values()))
+            return {
+                "findings": len(found),
+                "cpu_seconds": parts | {"both": cpu_seconds[-1]},
+                "seconds": reading["seconds"] + judging["seconds"],
+                "process_cpu_seconds": time.process_time(),
                 "resident_mib": process.rss_bytes(psutil.Process()) / 2**20,
                 "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
             }
 
         run = look(END - (REREAD_MINUTES + 1 + INCREMENTS) * MINUTE) | _sizes(known)
         increments = [look(END - (REREAD_MINUTES + step) * MINUTE) for step in range(INCREMENTS, 0, -1)]
-        each = [one["cpu_seconds"]["both"] for one in increments]  # type: ignore[index]
+        each = cpu_seconds[1:]
         middle = {"least": min(each), "median": statistics.median(each), "most": max(each)}
         at_once = {f"increment_of_{REREAD_MINUTES + 1}_minutes": look(END)}
         return {"run": run, "increments": increments, "cpu_seconds_of_an_increment": middle, **at_once}

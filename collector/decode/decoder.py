@@ -81,7 +81,7 @@ class Decoder:
         return self._group(requests).decode(self._mapping)
 
     def screen_or_decode(self, requests: Sequence[TraceRequest]) -> Screened | Decoded:
-        """Decode a group, as `decode` does, unless that may as well be done later."""
+        """Decode a group, as `decode` does, unless that may as well be done later. Raises InvalidRequestError."""
         group = self._group(requests)
         if not group.cuts.total() and (passed := group.screened()) is not None:
             return passed
@@ -139,7 +139,7 @@ class _Group:
     scopes: Coded[Scope]
 
     def screened(self) -> Screened | None:
-        """See there."""
+        """The group as it is, where that may be decoded later. Raises InvalidRequestError."""
         return screened(self.requests, self.wire.span_counts_by_request, self.wire.spans, self.limits)
 
     def decode(self, mapping: Meaning) -> Decoded:
