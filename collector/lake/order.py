@@ -18,7 +18,7 @@ def by_tenant_and_time(spans: pa.Table) -> pa.Table:
     has not even two.
     """
     if not spans.num_rows:
-        return spans.unify_dictionaries().combine_chunks()
+        return as_one(spans)
     schema, columns = spans.schema, spans.columns[::-1]
     tenants = _whole(spans.column("tenant"))
     names = tenants.dictionary.to_pylist()
@@ -28,6 +28,11 @@ def by_tenant_and_time(spans: pa.Table) -> pa.Table:
     order = pa.array(ascending(rank[tenants.indices.to_numpy()], started_ns))
     del spans
     return pa.table([_taken(_whole(columns.pop()), order) for _ in schema], schema=schema)
+
+
+def as_one(spans: pa.Table) -> pa.Table:
+    """`spans` in the order in which they are, as one chunk a column."""
+    return spans.unify_dictionaries().combine_chunks()
 
 
 def ascending(rank: npt.NDArray[np.int32], time_ns: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:

@@ -42,14 +42,17 @@ def field(name: str, arrow_type: pa.DataType, nullable: bool, field_id: int) -> 
     return pa.field(name, arrow_type, nullable, metadata={"PARQUET:field_id": str(field_id)})
 
 
-def write_merged(files: Sequence[File], folder: Path, schema: pa.Schema) -> tuple[Path, bool]:
+def write_merged(
+    files: Sequence[File], folder: Path, schema: pa.Schema, block_bytes: int = BLOCK_BYTES
+) -> tuple[Path, bool]:
     """Write the rows of `files` (at least one row) as one new file of `folder`, the table's; durable on return.
 
-    `schema` has the table's columns with their field ids. Returns the path, and whether the file holds row ids: they
-    follow from the first file's where all follow each other. Raises OSError.
+    `schema` has the table's columns with their field ids; memory is taken for a few times `block_bytes`. Returns the
+    path, and whether the file holds row ids: they follow from the first file's where all follow each other. Raises
+    OSError.
     """
     paths, schema = _sources(files, folder, schema)
-    path = _spliced(files, paths, folder, schema) or _sorted_anew(files, paths, folder, schema)
+    path = _spliced(files, paths, folder, schema) or _sorted_anew(files, paths, folder, schema, block_bytes)
     return path, ROW_ID in schema.names
 
 
@@ -74,9 +77,11 @@ def _sources(files: Sequence[File], folder: Path, schema: pa.Schema) -> tuple[li
     return paths, schema
 
 
-def _sorted_anew(files: Sequence[File], paths: Sequence[Path], folder: Path, schema: pa.Schema) -> Path:
+def _sorted_anew(
+    files: Sequence[File], paths: Sequence[Path], folder: Path, schema: pa.Schema, block_bytes: int
+) -> Path:
     groups = chain.from_iterable(_row_groups(*each, schema) for each in zip(files, paths, strict=True))
-    blocks = _sorted_blocks(groups)
+    blocks = _sorted_blocks(groups, block_bytes)
     block: pa.Table | None = next(blocks)
     with new_file(folder, PREFIX, block, ROWS_PER_GROUP) as new:
         while block is not None:
@@ -86,9 +91,9 @@ def _sorted_anew(files: Sequence[File], paths: Sequence[Path], folder: Path, sch
     return new.path
 
 
-def _sorted_blocks(groups: Iterator[tuple[pa.Table, int]]) -> Iterator[pa.Table]:
+def _sorted_blocks(groups: Iterator[tuple[pa.Table, int]], block_bytes: int) -> Iterator[pa.Table]:
     """Blocks, each in order; whoever takes one has it alone."""
-    for block in _blocks(groups):
+    for block in _blocks(groups, block_bytes):
         whole = [pa.concat_tables(block)]
         block.clear()
         yield by_tenant_and_time(whole.pop())
@@ -140,20 +145,20 @@ def _follow(files: Sequence[File]) -> bool:
     )
 
 
-def _blocks(groups: Iterator[tuple[pa.Table, int]]) -> Iterator[list[pa.Table]]:
-    """Row groups, with their encoded bytes, cut and joined to blocks of BLOCK_ROWS, or fewer of about BLOCK_BYTES."""
+def _blocks(groups: Iterator[tuple[pa.Table, int]], block_bytes: int) -> Iterator[list[pa.Table]]:
+    """Row groups, with their encoded bytes, cut and joined to blocks of BLOCK_ROWS, or fewer of about `block_bytes`."""
     block: list[pa.Table] = []
     rows, size = 0, 0.0
     for table, table_bytes in groups:
         rest, bytes_per_row = table, table_bytes / max(table.num_rows, 1)
         while rest.num_rows:
-            fitting = int((BLOCK_BYTES - size) / max(bytes_per_row, 1.0))
+            fitting = int((block_bytes - size) / max(bytes_per_row, 1.0))
             part = rest.slice(0, max(1, min(BLOCK_ROWS - rows, fitting)))
             rest = rest.slice(part.num_rows)
             block.append(part)
             rows += part.num_rows
             size += part.num_rows * bytes_per_row
-            if rows == BLOCK_ROWS or size >= BLOCK_BYTES:
+            if rows == BLOCK_ROWS or size >= block_bytes:
                 yield block
                 block, rows, size = [], 0, 0.0
     if block:
