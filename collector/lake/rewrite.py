@@ -167,7 +167,7 @@ def _blocks(groups: Iterator[tuple[pa.Table, int]], block_bytes: int) -> Iterato
 
 def _row_groups(file: File, path: Path, schema: pa.Schema) -> Iterator[tuple[pa.Table, int]]:
     """The row groups of a file in `schema`, with their bytes before compression."""
-    labels = [column.name for column in schema if pa.types.is_dictionary(column.type)]
+    labels = [path for column in schema for path in _label_paths(column)]
     with pq.ParquetFile(path) as plain:
         metadata = plain.metadata
     encoded = _dictionary_columns(metadata)
@@ -180,6 +180,13 @@ def _row_groups(file: File, path: Path, schema: pa.Schema) -> Iterator[tuple[pa.
             for name in set(schema.names) - set(table.column_names):
                 table = table.append_column(name, internal[name])
             yield conformed(table, schema), metadata.row_group(number).total_byte_size
+
+
+def _label_paths(column: pa.Field) -> list[str]:
+    """Paths of the dictionaries of a column: its own, or that of its keys."""
+    if pa.types.is_map(column.type) and pa.types.is_dictionary(column.type.key_type):
+        return [f"{column.name}.key_value.key"]
+    return [column.name] if pa.types.is_dictionary(column.type) else []
 
 
 def _dictionary_columns(metadata: pq.FileMetaData) -> set[str]:
