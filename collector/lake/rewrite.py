@@ -18,7 +18,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from collector.lake.order import by_tenant_and_time
+from collector.lake.order import parts_by_tenant_and_time
 from collector.lake.segments import new_file
 from collector.lake.splice import Source, are_alike, source_of, write_spliced
 from collector.lake.tiers import File
@@ -81,22 +81,22 @@ def _sorted_anew(
     files: Sequence[File], paths: Sequence[Path], folder: Path, schema: pa.Schema, block_bytes: int
 ) -> Path:
     groups = chain.from_iterable(_row_groups(*each, schema) for each in zip(files, paths, strict=True))
-    blocks = _sorted_blocks(groups, block_bytes)
-    block: pa.Table | None = next(blocks)
-    with new_file(folder, PREFIX, block, ROWS_PER_GROUP) as new:
-        while block is not None:
-            new.writer.write_table(block, row_group_size=ROWS_PER_GROUP)
-            block = None  # before the next one is read
-            block = next(blocks, None)
+    parts = _sorted_parts(groups, block_bytes)
+    part: pa.Table | None = next(parts)
+    with new_file(folder, PREFIX, part, ROWS_PER_GROUP) as new:
+        while part is not None:
+            new.writer.write_table(part, row_group_size=ROWS_PER_GROUP)
+            part = None  # before the next one is made
+            part = next(parts, None)
     return new.path
 
 
-def _sorted_blocks(groups: Iterator[tuple[pa.Table, int]], block_bytes: int) -> Iterator[pa.Table]:
-    """Blocks, each in order; whoever takes one has it alone."""
+def _sorted_parts(groups: Iterator[tuple[pa.Table, int]], block_bytes: int) -> Iterator[pa.Table]:
+    """Row groups to be written, those of a block in order; whoever takes one has it alone."""
     for block in _blocks(groups, block_bytes):
         whole = [pa.concat_tables(block)]
         block.clear()
-        yield by_tenant_and_time(whole.pop())
+        yield from parts_by_tenant_and_time(whole.pop(), ROWS_PER_GROUP)
 
 
 def _spliced(files: Sequence[File], paths: Sequence[Path], folder: Path, schema: pa.Schema) -> Path | None:
