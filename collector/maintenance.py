@@ -24,7 +24,7 @@ _CLEAN_EVERY_ROUNDS = 10
 _MERGED_FILES_MIN = 48
 _MERGED_BYTES_MIN = 64 * 2**20
 """Less than both waits for one round: the more is sorted at once, the fewer row groups have a tenant."""
-_BYTES_HERE_MAX = 64 * 2**20
+_BYTES_HERE_MAX = 128 * 2**20
 """To start a process takes as much CPU as to merge some 200,000 spans, and 200 MiB. More than this is worth it: the
 thread takes turns with those that decode."""
 _BLOCK_BYTES_HERE = 10 * 2**20

@@ -1,4 +1,4 @@
-"""The order of spans in a segment: by tenant, then by start_time.
+"""The order of spans in files: by tenant, then by start_time; segments that are soon sorted anew stay as they came.
 
 Few row groups of a file then hold a tenant, which its statistics tell, and texts lie next to their like. Merges join
 segments as they are, so a merged file is a few sorted runs.
