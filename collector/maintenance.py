@@ -1,5 +1,5 @@
-"""Merging, sampling, retention and cleaning of the lake beside the ingest: looked after by a thread, done by processes
-of their own where it is heavy."""
+"""Merging, sampling, retention and cleaning of the lake beside the ingest: looked after by a thread, which merges small
+files itself, and done by processes of their own where it is heavy."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 
 from collector.child import bound_to_this_process
 from collector.config import RetentionConfig, SamplingConfig, StorageConfig
@@ -22,12 +23,22 @@ log = logging.getLogger(__name__)
 _CLEAN_EVERY_ROUNDS = 10
 _MERGED_FILES_MIN = 48
 _MERGED_BYTES_MIN = 64 * 2**20
-"""Less than both waits for one round: to start a process takes as much CPU as to merge some 200,000 spans."""
+"""Less than both waits for one round: the more is sorted at once, the fewer row groups have a tenant."""
+_BYTES_HERE_MAX = 128 * 2**20
+"""To start a process takes as much CPU as to merge some 200,000 spans, and 200 MiB. More than this is worth it: the
+thread takes turns with those that decode."""
+_BLOCK_BYTES_HERE = 10 * 2**20
+"""Of usual spans some 80,000 are sorted together then, which takes 80 MiB; in a process, a fifth more."""
 
 
 def is_much(due: maintain.Due) -> bool:
-    """Whether files are worth a process of their own at once. Pure."""
+    """Whether files are worth a merge at once. Pure."""
     return due.files >= _MERGED_FILES_MIN or due.bytes >= _MERGED_BYTES_MIN
+
+
+def is_for_thread(due: maintain.Due) -> bool:
+    """Whether files are merged without a process of their own: in bounded memory, and soon. Pure."""
+    return due.bytes <= _BYTES_HERE_MAX and not due.is_for_ducklake
 
 
 class Maintenance:
@@ -83,8 +94,11 @@ class Maintenance:
         while not self._stopping.wait(self._interval_seconds):
             try:
                 is_cleaning = rounds % _CLEAN_EVERY_ROUNDS == 0
-                if self._is_to_merge() or (is_cleaning and self._has_too_old()):
-                    self._merge_and_remove()
+                due = self._due()
+                if is_cleaning and self._has_too_old():
+                    self._do_in_process()
+                elif due.files:
+                    self._merge(due)
                 if is_cleaning:
                     maintain.clean(self._lake)
             except Exception:
@@ -94,16 +108,29 @@ class Maintenance:
                 self.consecutive_failures = 0
             rounds += 1
 
-    def _is_to_merge(self) -> bool:
-        """Whether files are to be merged now; what is little waits for the next round, once."""
-        due = maintain.due(self._lake, "spans")
+    def _due(self) -> maintain.Due:
+        """What is to be merged now; what is little waits for the next round, once."""
+        due = maintain.due(self._lake, retention.SPANS)
         self._is_waiting = due.files > 0 and not is_much(due) and not self._is_waiting
-        return due.files > 0 and not self._is_waiting
+        return maintain.Due(0, 0) if self._is_waiting else due
+
+    def _merge(self, due: maintain.Due) -> None:
+        """Merge what is due, tier by tier, here as long as it is little. Raises as `_do_in_process`, and OSError."""
+        while due.files and not self._stopping.is_set():
+            if not is_for_thread(due):
+                self._do_in_process()
+                break
+            started_at_ns = time.time_ns()
+            files = maintain.merge_once(self._lake, retention.SPANS, _BLOCK_BYTES_HERE)
+            if not files:
+                break
+            self._count(files, started_at_ns)
+            due = maintain.due(self._lake, retention.SPANS)
 
     def _has_too_old(self) -> bool:
         return bool(retention.due(self._lake, self._kept) or sampling.due(self._lake, self._sampled))
 
-    def _merge_and_remove(self) -> None:
+    def _do_in_process(self) -> None:
         """Let a process do all that is due. Raises ChildProcessError where it fails."""
         arguments = [config.model_dump_json() for config in (self._storage, self._kept, self._sampled)]
         command = bound_to_this_process([sys.executable, "-m", "collector.lake.merging", *arguments])

@@ -20,14 +20,14 @@ import pyarrow as pa
 
 from collector.config import CollectorConfig
 from collector.decode.decoder import Decoded, Decoder
+from collector.decode.screening import Screened
 from collector.errors import InvalidRequestError
 from collector.ingest import SpooledGroup
 from collector.lake.append import Appender
 from collector.lake.lake import Lake
-from collector.lake.order import by_tenant_and_time
-from collector.lake.rewrite import COPIED_ROWS_MIN
+from collector.lake.order import as_one, by_tenant_and_time
+from collector.lake.rewrite import COPIED_GROUP_ROWS_MIN, COPIED_ROWS_MIN
 from collector.lake.segments import COMPRESSION, INTERIM_COMPRESSION, write_segment
-from collector.pipeline import TraceRequest
 from collector.resources import SeenResources
 from collector.spool import Spool
 from collector.telemetry.latency import Latencies
@@ -246,19 +246,19 @@ class Sealer:
 
     def _decoded(self, groups: Iterable[SpooledGroup]) -> Iterator[Decoded]:
         """Their contents; of those not decoded yet as many together as DECODED_SPANS."""
-        waiting: list[TraceRequest] = []
+        waiting: list[Screened] = []
         spans = 0
         for group in groups:
             if isinstance(group.content, Decoded):
                 yield group.content
                 continue
-            waiting += group.content.requests
+            waiting.append(group.content)
             spans += group.content.num_spans
             if spans >= DECODED_SPANS:
-                yield self._decoder.decode(waiting)
+                yield self._decoder.decode_screened(waiting)
                 waiting, spans = [], 0
         if waiting:
-            yield self._decoder.decode(waiting)
+            yield self._decoder.decode_screened(waiting)
 
     def _settle(self, attempt: _Attempt, *, is_sealed: bool) -> None:
         """Count an attempt, once, as what it came to."""
@@ -269,15 +269,22 @@ class Sealer:
             self.failed_spans += attempt.spans
 
     def _write(self, spans: pa.Table, resources: pa.Table, attempt: _Attempt) -> None:
-        is_interim = spans.num_rows < COPIED_ROWS_MIN
-        compression = INTERIM_COMPRESSION if is_interim else COMPRESSION
-        segment = write_segment(by_tenant_and_time(spans), self._folder, compression) if spans.num_rows else None
+        segment = self._segment(spans) if spans.num_rows else None
         try:
             self._commit(segment, resources, attempt)
         except BaseException:
             if segment is not None and not self._is_committed(attempt.last_seq):
                 segment.unlink(missing_ok=True)
             raise
+
+    def _segment(self, spans: pa.Table) -> Path:
+        """A file of the spans. What is sorted anew in a minute or two may be larger, and a single row group need not be
+        in order.
+        """
+        is_interim = spans.num_rows < COPIED_ROWS_MIN
+        is_one_group = spans.num_rows < COPIED_GROUP_ROWS_MIN
+        rows = as_one(spans) if is_one_group else by_tenant_and_time(spans)
+        return write_segment(rows, self._folder, INTERIM_COMPRESSION if is_interim else COMPRESSION)
 
     def _commit(self, segment: Path | None, resources: pa.Table, attempt: _Attempt) -> None:
         started = time.perf_counter()

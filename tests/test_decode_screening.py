@@ -19,6 +19,7 @@ from collector.config import CollectorConfig, Config, LimitsConfig, MappingConfi
 from collector.decode import decoder as decoding
 from collector.decode.decoder import Decoded, Decoder
 from collector.decode.screening import SPANS_MAX, Screened
+from collector.decode.wire import WireSpans
 from collector.errors import InvalidRequestError
 from collector.lake.lake import Lake
 from collector.lake.location import locate
@@ -124,11 +125,40 @@ def test_whatever_waits_decodes_whole(data: st.DataObject) -> None:
     assert found.num_spans == decoded.num_spans
 
 
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.lists(st.lists(st.integers(0, 9), max_size=4), min_size=1, max_size=3), min_size=1, max_size=5))
+def test_groups_that_waited_decode_as_all_their_requests(groups: list[list[list[int]]]) -> None:
+    """A group is a list of requests, a request a list of scopes by name, each of a span and a resource of its own."""
+    decoder = Decoder(MappingConfig())
+    waiting, everything = [], []
+    for number, group in enumerate(groups):
+        requests = [TraceRequest(many(names), number + 1, f"tenant-{number}") for names in group]
+        found = decoder.screen_or_decode(requests)
+        assert isinstance(found, Screened)
+        waiting.append(found)
+        everything += requests
+    together, anew = decoder.decode_screened(waiting), Decoder(MappingConfig()).decode(everything)
+    assert together.spans.equals(anew.spans)
+    assert together.resources.equals(anew.resources)
+    assert together.answers == anew.answers
+
+
+def many(names: list[int]) -> bytes:
+    message = ExportTraceServiceRequest()
+    for name in names:
+        group = message.resource_spans.add()
+        group.resource.attributes.add(key="service.name").value.string_value = f"service-{name}"
+        scope = group.scope_spans.add()
+        scope.scope.name = f"scope-{name}"
+        scope.spans.append(span(name=f"span {name}", attributes=SIMPLE[:name]))
+    return message.SerializeToString()
+
+
 def test_what_waited_and_does_not_decode_after_all_takes_nothing_with_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def everything(requests: list[TraceRequest], *_: object) -> Screened:
-        return Screened(tuple(requests), tuple(Accepted(spans=1) for _ in requests))
+    def everything(requests: list[TraceRequest], wire: WireSpans, _: object) -> Screened:
+        return Screened(tuple(requests), wire, tuple(Accepted(spans=1) for _ in requests))
 
     monkeypatch.setattr(decoding, "screened", everything)
     config = Config(

@@ -128,6 +128,8 @@ def test_the_ddl_is_the_schema(table: str, schema: pa.Schema) -> None:
 
 
 def plain(kind: pa.DataType) -> pa.DataType:
+    if pa.types.is_map(kind):
+        return pa.map_(plain(kind.key_type), kind.item_type)
     return kind.value_type if pa.types.is_dictionary(kind) else kind
 
 

@@ -283,5 +283,30 @@ def test_few_small_files_wait_for_the_next_look_once(lake: Lake, monkeypatch: py
     looks = iter([(0, 0), (30, 20), (45, 40), (30, 20), (0, 0), (30, 20), (60, 20), (8, 2**27), (30, 20), (30, 20)])
     monkeypatch.setattr(maintain, "due", lambda *_: maintain.Due(*next(looks)))
     maintenance = Maintenance(lake, StorageConfig(), 30.0, Tracing())
-    found = [maintenance._is_to_merge() for _ in range(10)]
+    found = [maintenance._due().files > 0 for _ in range(10)]
     assert found == [False, False, True, False, False, False, True, True, False, True]
+
+
+def test_little_is_merged_without_a_process(lake: Lake, monkeypatch: pytest.MonkeyPatch) -> None:
+    for seed in range(2 * maintain.TIER_FILES):
+        store(lake, seed)
+    with lake.read() as reader:
+        before = everything(reader)
+    maintenance = Maintenance(lake, StorageConfig(), 30.0, Tracing())
+    monkeypatch.setattr(maintenance, "_do_in_process", lambda: pytest.fail("a process is started"))
+    maintenance._merge(maintain.due(lake, "spans"))
+    assert (maintenance.merges, maintenance.merged_files) == (1, 2 * maintain.TIER_FILES)
+    assert maintain.due(lake, "spans").files == 0
+    with lake.read() as reader:
+        same(before, everything(reader))
+
+
+@pytest.mark.parametrize("due", [maintain.Due(60, 2**28), maintain.Due(8, 2**20, is_for_ducklake=True)])
+def test_much_and_what_ducklake_merges_is_left_to_a_process(
+    lake: Lake, monkeypatch: pytest.MonkeyPatch, due: maintain.Due
+) -> None:
+    maintenance, started = Maintenance(lake, StorageConfig(), 30.0, Tracing()), []
+    monkeypatch.setattr(maintenance, "_do_in_process", lambda: started.append(True))
+    maintenance._merge(due)
+    assert started == [True]
+    assert maintenance.merges == 0

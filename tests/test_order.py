@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from collector.config import LimitsConfig, MappingConfig
 from collector.decode.decoder import Decoder
-from collector.lake.order import ascending, by_tenant_and_time
+from collector.lake.order import ascending, by_tenant_and_time, parts_by_tenant_and_time
 from collector.pipeline import TraceRequest
 from sample_data.emit_files import requests
 
@@ -32,6 +32,9 @@ def test_rows_are_ordered_and_equal_ones_stay_as_they_came(chunks: list[list[tup
     whole = pa.concat_tables([table([]), *(table(chunk) for chunk in chunks)])
     found = by_tenant_and_time(whole).to_pylist()
     assert found == sorted(whole.to_pylist(), key=lambda row: (row["tenant"], row["start_time"]))
+    parts = list(parts_by_tenant_and_time(whole, 3)) if found else []
+    assert [row for part in parts for row in part.to_pylist()] == found
+    assert all(part.num_rows == 3 for part in parts[:-1])
 
 
 def test_whole_spans_move_together() -> None:

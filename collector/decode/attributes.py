@@ -17,7 +17,7 @@ from collector.config import LimitsConfig
 from collector.decode.guards import TEXT_GROWTH_MAX, Losses, beyond, cut, too_long
 from collector.decode.values import Values, decode_values
 from collector.decode.wire import Int32s, checked, lengths, split_key_values
-from collector.spans import ATTRIBUTES
+from collector.spans import SPAN_ATTRIBUTES
 
 _DENSE_CELLS_MAX = 1 << 24
 
@@ -56,12 +56,12 @@ class Attributes:
         return replace(self, keep=keep)
 
     def to_maps(self) -> pa.MapArray:
-        """ATTRIBUTES of every owner. Raises InvalidRequestError."""
+        """SPAN_ATTRIBUTES of every owner. Raises InvalidRequestError."""
         kept = np.flatnonzero(self.keep)
         bounds = np.zeros(self.owner_count + 1, np.int32)
         np.cumsum(np.bincount(self.owner.take(kept), minlength=self.owner_count), out=bounds[1:])
-        keys = self.names.take(pa.array(self.code.take(kept)))
-        return pa.MapArray.from_arrays(pa.array(bounds), keys, self.values.texts(kept), type=ATTRIBUTES)
+        keys = pa.DictionaryArray.from_arrays(pa.array(self.code.take(kept)), self.names, safe=False)
+        return pa.MapArray.from_arrays(pa.array(bounds), keys, self.values.texts(kept), type=SPAN_ATTRIBUTES)
 
     def with_extras(self, extras: list[Extra]) -> Attributes:
         """These attributes and after them, owner by owner, the extras in their order."""

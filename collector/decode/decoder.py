@@ -23,7 +23,7 @@ from collector.decode.promotion import Promotion
 from collector.decode.sampling import sample_weights
 from collector.decode.screening import Screened, screened
 from collector.decode.semantics import Mapping as Meaning
-from collector.decode.wire import Int32s, WireSpans, fixed, lengths, parse_requests, text
+from collector.decode.wire import Int32s, WireSpans, fixed, joined, lengths, parse_requests, text
 from collector.pipeline import Accepted, TraceRequest
 from collector.spans import RESOURCE_SCHEMA, SPAN_SCHEMA
 
@@ -78,17 +78,21 @@ class Decoder:
         Raises InvalidRequestError where any request of the group is not a valid
         ExportTraceServiceRequest (decode one by one to find which).
         """
-        return self._group(requests).decode(self._mapping)
+        return self._group(requests, _parsed(requests)).decode(self._mapping)
 
     def screen_or_decode(self, requests: Sequence[TraceRequest]) -> Screened | Decoded:
         """Decode a group, as `decode` does, unless that may as well be done later. Raises InvalidRequestError."""
-        group = self._group(requests)
-        if not group.cuts.total() and (passed := group.screened()) is not None:
+        group = self._group(requests, _parsed(requests))
+        if not group.cuts.total() and (passed := screened(requests, group.wire, self._limits)) is not None:
             return passed
         return group.decode(self._mapping)
 
-    def _group(self, requests: Sequence[TraceRequest]) -> _Group:
-        wire = parse_requests([request.payload for request in requests])
+    def decode_screened(self, groups: Sequence[Screened]) -> Decoded:
+        """Decode groups, at least one, together, as `decode` does all their requests."""
+        requests = [request for group in groups for request in group.requests]
+        return self._group(requests, joined([group.wire for group in groups])).decode(self._mapping)
+
+    def _group(self, requests: Sequence[TraceRequest], wire: WireSpans) -> _Group:
         resources = self._resources.code(wire.resources.field("resource"), wire.resources.field("schema_url"))
         scopes = self._scopes.code(wire.scopes.field("scope"), wire.scopes.field("schema_url"))
         return _Group(
@@ -100,6 +104,10 @@ class Decoder:
             resources=_spread(resources, wire.span_counts_by_resource),
             scopes=_spread(scopes, wire.span_counts_by_scope),
         )
+
+
+def _parsed(requests: Sequence[TraceRequest]) -> WireSpans:
+    return parse_requests([request.payload for request in requests])
 
 
 def _cut_count(coded: Coded[Any]) -> int:
@@ -137,10 +145,6 @@ class _Group:
     request: Int32s
     resources: Coded[Resource]
     scopes: Coded[Scope]
-
-    def screened(self) -> Screened | None:
-        """The group as it is, where that may be decoded later. Raises InvalidRequestError."""
-        return screened(self.requests, self.wire.span_counts_by_request, self.wire.spans, self.limits)
 
     def decode(self, mapping: Meaning) -> Decoded:
         spans = self.wire.spans

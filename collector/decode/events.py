@@ -14,7 +14,7 @@ from collector.decode.attributes import Extra, decode_attributes
 from collector.decode.guards import TRUNCATED, Losses, cut_texts, plus_dropped
 from collector.decode.identifiers import TIME_NS_MAX, hex_texts
 from collector.decode.wire import content, fixed, lengths, offsets, parse_messages, text
-from collector.spans import EVENTS, LINKS
+from collector.spans import ATTRIBUTES, EVENTS, LINKS
 
 
 def decode_events(lists: pa.ListArray, limits: LimitsConfig, kinds: Counter[str]) -> pa.ListArray:
@@ -39,7 +39,7 @@ def decode_events(lists: pa.ListArray, limits: LimitsConfig, kinds: Counter[str]
     columns = [
         pa.array(sent_ns.view("datetime64[ns]"), pa.timestamp("ns"), mask=late),
         names,
-        (attributes.with_extras(extras) if extras else attributes).to_maps(),
+        (attributes.with_extras(extras) if extras else attributes).to_maps().cast(ATTRIBUTES),
         _dropped(batch, losses),
     ]
     return _lists(lists, pa.StructArray.from_arrays(columns, fields=list(EVENTS.value_type)), EVENTS)
@@ -63,7 +63,7 @@ def decode_links(lists: pa.ListArray, limits: LimitsConfig, kinds: Counter[str])
         hex_texts(batch.column("trace_id")),
         hex_texts(batch.column("span_id")),
         null_where_empty(trace_state),
-        (attributes.with_extras(extras) if extras else attributes).to_maps(),
+        (attributes.with_extras(extras) if extras else attributes).to_maps().cast(ATTRIBUTES),
         _dropped(batch, losses),
         batch.column("flags"),
     ]

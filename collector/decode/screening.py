@@ -17,7 +17,7 @@ from collector.config import LimitsConfig
 from collector.decode.guards import TEXT_GROWTH_MAX
 from collector.decode.identifiers import acceptable
 from collector.decode.values import are_simple
-from collector.decode.wire import Int32s, fixed, lengths, split_key_values, text
+from collector.decode.wire import WireSpans, fixed, lengths, split_key_values, text
 from collector.pipeline import Accepted, TraceRequest
 
 SPANS_MAX = 1_000
@@ -26,9 +26,10 @@ SPANS_MAX = 1_000
 
 @dataclass(frozen=True, slots=True)
 class Screened:
-    """A group of valid requests that is not decoded yet; the rest as in Decoded, with nothing in `cuts`."""
+    """A group of valid requests, taken apart and not decoded yet; the rest as in Decoded, with nothing in `cuts`."""
 
     requests: tuple[TraceRequest, ...]
+    wire: WireSpans
     answers: tuple[Accepted, ...]
 
     @property
@@ -39,7 +40,7 @@ class Screened:
     @property
     def nbytes(self) -> int:
         """What is kept of it in memory."""
-        return sum(len(request.payload) for request in self.requests)
+        return sum(len(request.payload) for request in self.requests) + int(self.wire.spans.nbytes)
 
     @property
     def cuts(self) -> Mapping[str, int]:
@@ -47,16 +48,16 @@ class Screened:
         return {}
 
 
-def screened(
-    requests: Sequence[TraceRequest], counts: Int32s, spans: pa.StructArray, limits: LimitsConfig
-) -> Screened | None:
-    """The group, where `counts[i]` of the `spans` (see WireSpans) are of `requests[i]`; None where it may not wait.
+def screened(requests: Sequence[TraceRequest], wire: WireSpans, limits: LimitsConfig) -> Screened | None:
+    """The group, `wire` being its requests; None where it may not wait.
 
     Raises InvalidRequestError where a text is not UTF-8.
     """
+    spans = wire.spans
     if len(spans) > SPANS_MAX or not (_are_usual(spans, limits) and _are_simple_attributes(spans, limits)):
         return None
-    return Screened(tuple(requests), tuple(Accepted(spans=count) for count in counts.tolist()))
+    answers = tuple(Accepted(spans=count) for count in wire.span_counts_by_request.tolist())
+    return Screened(tuple(requests), wire, answers)
 
 
 def _are_usual(spans: pa.StructArray, limits: LimitsConfig) -> bool:

@@ -17,7 +17,7 @@ from typing import NamedTuple
 from collector.lake import engine, swap, tiers
 from collector.lake.lake import Lake, Reader
 from collector.lake.retention import SAMPLED, SPANS, read_upto
-from collector.lake.rewrite import table_schema, write_joined, write_merged
+from collector.lake.rewrite import BLOCK_BYTES, table_schema, write_joined, write_merged
 from collector.lake.segments import TEMPORARY_SUFFIX
 
 log = logging.getLogger(__name__)
@@ -90,10 +90,11 @@ def plan(sizes: Sequence[int]) -> tuple[int, int] | None:
 
 
 class Due(NamedTuple):
-    """Files that are to be merged: how many, and their bytes together."""
+    """Files that are to be merged: how many, their bytes together, and whether DuckLake is to do it."""
 
     files: int
     bytes: int
+    is_for_ducklake: bool = False
 
 
 def due(lake: Lake, table: str) -> Due:
@@ -105,20 +106,20 @@ def due(lake: Lake, table: str) -> Due:
         sizes = _sizes(reader, table)
     in_tiers = [[size for size in sizes if low <= size < high] for low, high in TIER_BYTES]
     full = [tier for tier in in_tiers if len(tier) >= TIER_FILES]
-    return Due(sum(map(len, full)), sum(map(sum, full)))
+    return Due(sum(map(len, full)), sum(map(sum, full)), is_for_ducklake=True)
 
 
-def merge_once(lake: Lake, table: str) -> int:
+def merge_once(lake: Lake, table: str, block_bytes: int = BLOCK_BYTES) -> int:
     """Do the next due merge of `table`; return how many files went in, 0 where none was due, or one was removed.
 
-    Raises duckdb.Error and OSError.
+    What is not merged by DuckLake is sorted anew in blocks of so many encoded bytes. Raises duckdb.Error and OSError.
     """
     with lake.read() as reader:
         known = _known(reader, table)
         groups = tiers.due(swap.files(reader, known)) if known else []
         tier = None if known else plan(_sizes(reader, table))
     if known and groups:
-        return _merge_beside(lake, known, groups[0])
+        return _merge_beside(lake, known, groups[0], block_bytes)
     return _merge_by_ducklake(lake, table, tier) if tier else 0
 
 
@@ -151,9 +152,10 @@ def _sizes(reader: Reader, table: str) -> list[int]:
     return [size for (size,) in reader.rows(_LIVE_FILES_SQL, [table])]
 
 
-def _merge_beside(lake: Lake, known: swap.Known, files: Sequence[tiers.File]) -> int:
+def _merge_beside(lake: Lake, known: swap.Known, files: Sequence[tiers.File], block_bytes: int) -> int:
     """Merge without the commit lock, but for the swap. After an exception the new file is an orphan for `clean`."""
-    return _swapped(lake, known, files, *write_merged(files, lake.location.files / known.folder, known.schema))
+    written = write_merged(files, lake.location.files / known.folder, known.schema, block_bytes)
+    return _swapped(lake, known, files, *written)
 
 
 def _swapped(lake: Lake, known: swap.Known, files: Sequence[tiers.File], path: Path, with_row_ids: bool) -> int:

@@ -18,7 +18,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from collector.lake.order import by_tenant_and_time
+from collector.lake.order import parts_by_tenant_and_time
 from collector.lake.segments import new_file
 from collector.lake.splice import Source, are_alike, source_of, write_spliced
 from collector.lake.tiers import File
@@ -42,14 +42,17 @@ def field(name: str, arrow_type: pa.DataType, nullable: bool, field_id: int) -> 
     return pa.field(name, arrow_type, nullable, metadata={"PARQUET:field_id": str(field_id)})
 
 
-def write_merged(files: Sequence[File], folder: Path, schema: pa.Schema) -> tuple[Path, bool]:
+def write_merged(
+    files: Sequence[File], folder: Path, schema: pa.Schema, block_bytes: int = BLOCK_BYTES
+) -> tuple[Path, bool]:
     """Write the rows of `files` (at least one row) as one new file of `folder`, the table's; durable on return.
 
-    `schema` has the table's columns with their field ids. Returns the path, and whether the file holds row ids: they
-    follow from the first file's where all follow each other. Raises OSError.
+    `schema` has the table's columns with their field ids; memory is taken for a few times `block_bytes`. Returns the
+    path, and whether the file holds row ids: they follow from the first file's where all follow each other. Raises
+    OSError.
     """
     paths, schema = _sources(files, folder, schema)
-    path = _spliced(files, paths, folder, schema) or _sorted_anew(files, paths, folder, schema)
+    path = _spliced(files, paths, folder, schema) or _sorted_anew(files, paths, folder, schema, block_bytes)
     return path, ROW_ID in schema.names
 
 
@@ -74,24 +77,26 @@ def _sources(files: Sequence[File], folder: Path, schema: pa.Schema) -> tuple[li
     return paths, schema
 
 
-def _sorted_anew(files: Sequence[File], paths: Sequence[Path], folder: Path, schema: pa.Schema) -> Path:
+def _sorted_anew(
+    files: Sequence[File], paths: Sequence[Path], folder: Path, schema: pa.Schema, block_bytes: int
+) -> Path:
     groups = chain.from_iterable(_row_groups(*each, schema) for each in zip(files, paths, strict=True))
-    blocks = _sorted_blocks(groups)
-    block: pa.Table | None = next(blocks)
-    with new_file(folder, PREFIX, block, ROWS_PER_GROUP) as new:
-        while block is not None:
-            new.writer.write_table(block, row_group_size=ROWS_PER_GROUP)
-            block = None  # before the next one is read
-            block = next(blocks, None)
+    parts = _sorted_parts(groups, block_bytes)
+    part: pa.Table | None = next(parts)
+    with new_file(folder, PREFIX, part, ROWS_PER_GROUP) as new:
+        while part is not None:
+            new.writer.write_table(part, row_group_size=ROWS_PER_GROUP)
+            part = None  # before the next one is made
+            part = next(parts, None)
     return new.path
 
 
-def _sorted_blocks(groups: Iterator[tuple[pa.Table, int]]) -> Iterator[pa.Table]:
-    """Blocks, each in order; whoever takes one has it alone."""
-    for block in _blocks(groups):
+def _sorted_parts(groups: Iterator[tuple[pa.Table, int]], block_bytes: int) -> Iterator[pa.Table]:
+    """Row groups to be written, those of a block in order; whoever takes one has it alone."""
+    for block in _blocks(groups, block_bytes):
         whole = [pa.concat_tables(block)]
         block.clear()
-        yield by_tenant_and_time(whole.pop())
+        yield from parts_by_tenant_and_time(whole.pop(), ROWS_PER_GROUP)
 
 
 def _spliced(files: Sequence[File], paths: Sequence[Path], folder: Path, schema: pa.Schema) -> Path | None:
@@ -140,20 +145,20 @@ def _follow(files: Sequence[File]) -> bool:
     )
 
 
-def _blocks(groups: Iterator[tuple[pa.Table, int]]) -> Iterator[list[pa.Table]]:
-    """Row groups, with their encoded bytes, cut and joined to blocks of BLOCK_ROWS, or fewer of about BLOCK_BYTES."""
+def _blocks(groups: Iterator[tuple[pa.Table, int]], block_bytes: int) -> Iterator[list[pa.Table]]:
+    """Row groups, with their encoded bytes, cut and joined to blocks of BLOCK_ROWS, or fewer of about `block_bytes`."""
     block: list[pa.Table] = []
     rows, size = 0, 0.0
     for table, table_bytes in groups:
         rest, bytes_per_row = table, table_bytes / max(table.num_rows, 1)
         while rest.num_rows:
-            fitting = int((BLOCK_BYTES - size) / max(bytes_per_row, 1.0))
+            fitting = int((block_bytes - size) / max(bytes_per_row, 1.0))
             part = rest.slice(0, max(1, min(BLOCK_ROWS - rows, fitting)))
             rest = rest.slice(part.num_rows)
             block.append(part)
             rows += part.num_rows
             size += part.num_rows * bytes_per_row
-            if rows == BLOCK_ROWS or size >= BLOCK_BYTES:
+            if rows == BLOCK_ROWS or size >= block_bytes:
                 yield block
                 block, rows, size = [], 0, 0.0
     if block:
@@ -162,7 +167,7 @@ def _blocks(groups: Iterator[tuple[pa.Table, int]]) -> Iterator[list[pa.Table]]:
 
 def _row_groups(file: File, path: Path, schema: pa.Schema) -> Iterator[tuple[pa.Table, int]]:
     """The row groups of a file in `schema`, with their bytes before compression."""
-    labels = [column.name for column in schema if pa.types.is_dictionary(column.type)]
+    labels = [path for column in schema for path in _label_paths(column)]
     with pq.ParquetFile(path) as plain:
         metadata = plain.metadata
     encoded = _dictionary_columns(metadata)
@@ -175,6 +180,13 @@ def _row_groups(file: File, path: Path, schema: pa.Schema) -> Iterator[tuple[pa.
             for name in set(schema.names) - set(table.column_names):
                 table = table.append_column(name, internal[name])
             yield conformed(table, schema), metadata.row_group(number).total_byte_size
+
+
+def _label_paths(column: pa.Field) -> list[str]:
+    """Paths of the dictionaries of a column: its own, or that of its keys."""
+    if pa.types.is_map(column.type) and pa.types.is_dictionary(column.type.key_type):
+        return [f"{column.name}.key_value.key"]
+    return [column.name] if pa.types.is_dictionary(column.type) else []
 
 
 def _dictionary_columns(metadata: pq.FileMetaData) -> set[str]:

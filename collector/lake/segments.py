@@ -70,7 +70,7 @@ def new_file(
                 compression=compression,
                 compression_level=1 if compression == COMPRESSION else None,
                 write_batch_size=batch_rows,
-                use_dictionary=_dictionary_columns(schema),
+                use_dictionary=_dictionary_columns(schema, is_interim=compression == INTERIM_COMPRESSION),
                 column_encoding=_encodings(schema),
                 bloom_filter_options=bloom_filters,
                 store_schema=False,
@@ -97,12 +97,15 @@ def settle(temporary: Path, final: Path) -> None:
     _sync(final.parent)
 
 
-def _dictionary_columns(schema: pa.Schema) -> list[str]:
-    """Columns of few distinct values; trying a dictionary on the others costs time and is given up anyway."""
+def _dictionary_columns(schema: pa.Schema, *, is_interim: bool) -> list[str]:
+    """Columns of few distinct values; trying a dictionary on the others costs time and is given up anyway.
+
+    Values of attributes often repeat: that saves space, which is not worth the time where they are written anew soon.
+    """
     columns = [field.name for field in schema if pa.types.is_dictionary(field.type)]
     for field in schema:
         if pa.types.is_map(field.type):
-            columns += [f"{field.name}.key_value.key", f"{field.name}.key_value.value"]
+            columns += [f"{field.name}.key_value.key"] + [f"{field.name}.key_value.value"] * (not is_interim)
     return columns
 
 
