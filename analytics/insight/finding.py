@@ -251,7 +251,7 @@ class Finding:
     @classmethod
     def of_row(cls, row: Mapping[str, Any]) -> Finding:
         """Of a row of FINDINGS_SCHEMA; `tenants` are those that the row names."""
-        lists = {name: tuple(row[name] or ()) for name in _LISTS}
+        lists: dict[str, Any] = {name: tuple(row[name] or ()) for name in _LISTS}
         return cls(
             **{name: row[name] for name in _AS_THEY_ARE},
             **lists,
