@@ -25,7 +25,7 @@ from analytics.insight.job import GRACE, InsightJob
 from analytics.insight.judged import Judged, settings_of, stretches, without
 from analytics.insight.looking_back import Answer, concerns, look_back
 from analytics.window import MINUTE, Window
-from collector.config import Config, InsightConfig, RetentionConfig, StorageConfig
+from collector.config import DIMENSION_SETS, AnalyzeConfig, Config, InsightConfig, RetentionConfig, StorageConfig
 from collector.lake import maintain, retention
 from collector.lake.lake import Lake, StaleProgressError
 from collector.lake.location import Location, locate
@@ -34,8 +34,9 @@ from collector.spans import SPAN_SCHEMA
 from dashboard.cli import main as spanlake
 
 NOON = datetime(2026, 3, 1, 12, tzinfo=UTC)
-MINUTES, SLOW, FAILING, FIRST, PER_SECOND = 64, 43, 49, 38, 10
+MINUTES, SLOW, FAILING, FIRST, PER_SECOND = 63, 48, 53, 46, 10
 END = NOON + MINUTES * MINUTE
+ROLLUPS = AnalyzeConfig(dimension_sets={name: [] for name in DIMENSION_SETS}, trace_parts=())
 SETTINGS = InsightConfig(history_minutes=36)
 """Less than an hour: what a row counts goes back further than what the job keeps in memory."""
 TABLES = {"findings", "judged_minutes"}
@@ -52,7 +53,7 @@ def platform() -> pl.DataFrame:
     elapsed = np.sort(rng.integers(0, MINUTES * 60 * 10**9, n))
     minute = elapsed // (60 * 10**9)
     north, one = rng.random(n) < 0.5, rng.random(n) < 0.5
-    slow = north & one & (minute >= SLOW) & (minute < SLOW + 6)
+    slow = north & one & (minute >= SLOW) & (minute < SLOW + 5)
     fails = ~north & ~one & (minute >= FAILING)
     return pl.DataFrame(
         {
@@ -106,7 +107,7 @@ def judge(lake: Lake, first: int, last: int, config: InsightConfig = SETTINGS) -
 @pytest.fixture(scope="module")
 def judged_lake(tmp_path_factory: pytest.TempPathFactory) -> Config:
     """A lake of which the job has judged all minutes from FIRST on."""
-    config = Config(storage=StorageConfig(data=str(tmp_path_factory.mktemp("judged") / "data")))
+    config = Config(storage=StorageConfig(data=str(tmp_path_factory.mktemp("judged") / "data")), analyze=ROLLUPS)
     location = locate(config.storage)
     location.prepare()
     with Lake(location, read_only=False) as lake:
@@ -120,7 +121,7 @@ def judged_lake(tmp_path_factory: pytest.TempPathFactory) -> Config:
 def own(judged_lake: Config, tmp_path: Path) -> Iterator[tuple[Lake, Config]]:
     """A copy of that lake to write to."""
     shutil.copytree(judged_lake.storage.data, tmp_path / "data")
-    config = Config(storage=StorageConfig(data=str(tmp_path / "data")))
+    config = Config(storage=StorageConfig(data=str(tmp_path / "data")), analyze=ROLLUPS)
     with Lake(locate(config.storage), read_only=False) as lake:
         yield lake, config
 
@@ -150,7 +151,7 @@ def _exact(value: Any) -> Any:
     return [_exact(one) for one in value] if isinstance(value, list | tuple) else value
 
 
-@pytest.mark.parametrize("of", [(40, 62), (58, 62), (FIRST, FIRST + 1)])
+@pytest.mark.parametrize("of", [(FIRST - 1, 59), (58, 61), (FIRST, FIRST + 1)])
 def test_what_the_job_told_is_what_judging_the_same_minutes_anew_tells(lake: Lake, of: Minutes) -> None:
     window = minutes(*of)
     kept, anew = look_back(lake, window, SETTINGS), look_back(lake, window, SETTINGS, anew=True)
@@ -167,13 +168,13 @@ def test_what_the_job_told_is_what_judging_the_same_minutes_anew_tells(lake: Lak
 def test_a_region_or_tenant_is_told_the_same_either_way(
     lake: Lake, region: str | None, tenant: str | None, count: int
 ) -> None:
-    kept, anew = (look_back(lake, minutes(50, 54), SETTINGS, region, tenant, anew=again) for again in (False, True))
+    kept, anew = (look_back(lake, minutes(53, 57), SETTINGS, region, tenant, anew=again) for again in (False, True))
     assert told(kept, "since") == told(anew, "since")
     assert len(kept.found) == count
 
 
 def test_what_is_open_at_the_end_comes_first_and_what_was_before_is_resolved(lake: Lake) -> None:
-    found = look_back(lake, minutes(40, MINUTES), SETTINGS).found
+    found = look_back(lake, minutes(FIRST, MINUTES), SETTINGS).found
     assert {(one.region, one.state) for one in found} == {("south", "ongoing"), ("north", "resolved")}
     assert [one.state for one in found] == sorted(one.state for one in found)
 
@@ -184,22 +185,22 @@ def test_nothing_is_judged_where_the_job_has_judged(lake: Lake, monkeypatch: pyt
 
 
 def test_what_the_job_has_not_judged_is_judged_now(lake: Lake) -> None:
-    answer = look_back(lake, minutes(FIRST - 4, 47), SETTINGS)
-    assert answer.anew == [minutes(FIRST - 4, FIRST - 1)]
-    assert told(answer) == told(look_back(lake, minutes(FIRST - 1, 47), SETTINGS))
+    answer = look_back(lake, minutes(FIRST - 3, 51), SETTINGS)
+    assert answer.anew == [minutes(FIRST - 3, FIRST - 1)]
+    assert told(answer) == told(look_back(lake, minutes(FIRST - 1, 51), SETTINGS))
     other = InsightConfig(history_minutes=36, volume_min=61)
-    assert look_back(lake, minutes(45, 47), other).anew == [minutes(45, 47)]
+    assert look_back(lake, minutes(50, 52), other).anew == [minutes(50, 52)]
 
 
 def test_many_late_spans_have_their_minutes_judged_again_and_few_are_told_of(own: tuple[Lake, Config]) -> None:
     lake, config = own
     of_service = pl.col("service_name") == "one"
-    late = platform().filter(of_service, pl.col("start_time").dt.replace_time_zone("UTC") >= NOON + 61 * MINUTE)
+    late = platform().filter(of_service, pl.col("start_time").dt.replace_time_zone("UTC") >= NOON + 60 * MINUTE)
     add(lake, config, late.head(5).with_columns(tenant=pl.lit("late")))
-    few = look_back(lake, minutes(55, MINUTES), SETTINGS)
+    few = look_back(lake, minutes(58, MINUTES), SETTINGS)
     assert (few.late, few.anew) == (5, [])
     add(lake, config, late.with_columns(tenant=pl.lit("late"), status=pl.lit("error")))
-    many = look_back(lake, minutes(55, MINUTES), SETTINGS)
+    many = look_back(lake, minutes(58, MINUTES), SETTINGS)
     assert many.anew == [minutes(60, MINUTES)], "from the whole hour on"
     assert "late" in {tenant for one in many.found for tenant in one.tenants}
 
@@ -272,7 +273,7 @@ def test_files_are_few_and_go_when_they_are_old(own: tuple[Lake, Config]) -> Non
     removed = retention.apply(lake, RetentionConfig(findings_days=2), now=old.timestamp())
     assert {removal.file.table for removal in removed} == TABLES
     assert files() == []
-    window = minutes(60, 62)
+    window = minutes(60, 61)
     assert look_back(lake, window, SETTINGS).anew == [window]
 
 
@@ -297,7 +298,7 @@ def test_a_table_of_an_older_release_gets_files_from_now_on(tmp_path: Path) -> N
 
 def test_a_lake_of_an_older_release_is_judged_now(own: tuple[Lake, Config]) -> None:
     lake, _ = own
-    window = minutes(40, 50)
+    window = minutes(FIRST, 51)
     expected = look_back(lake, window, SETTINGS)
     with lake.write() as transaction:
         transaction.execute("DROP TABLE judged_minutes")
@@ -312,20 +313,20 @@ def test_the_command_tells_what_was_judged_now_and_what_came_late(own: tuple[Lak
     settings.write_text("[insight]\nhistory_minutes = 36\n")
 
     def run(*more: str) -> Any:
-        options = ("--window", "20m", "--until", "2026-03-01T13:04Z", "--format", "json", "--config", str(settings))
+        options = ("--window", "15m", "--until", "2026-03-01T13:03Z", "--format", "json", "--config", str(settings))
         return CliRunner().invoke(spanlake, ["insights", *options, "--data", config.storage.data, *more])
 
     kept = run()
     assert (kept.exit_code, kept.stderr) == (0, ""), kept.output
     assert {row["region"] for row in json.loads(kept.stdout)} == {"north", "south"}
-    assert run("--anew").stderr == ""
+    assert run("--anew", "--window", "2m").stderr == ""
     (south,) = {row["region"] for row in json.loads(run("--region", "south").stdout)}
     assert south == "south"
     add(lake, config, platform().tail(3))
     assert "3 spans came after their minutes were judged; --anew takes them in" in run().stderr
     with lake.write() as transaction:
         transaction.execute("DELETE FROM judged_minutes WHERE hour(start) = 12")
-    assert "16 of 20 minutes were judged just now" in run().stderr
+    assert "1 of 4 minutes were judged just now" in run("--window", "4m").stderr
 
 
 shares = st.builds(Share, st.integers(0, 9), st.integers(0, 9), *[st.floats(0, 1)] * 3)

@@ -120,7 +120,7 @@ def of_reader(reader: Reader, config: InsightConfig) -> Past:
     def past(figure: str, window: Window, dimension_set: DimensionSet, values: Values) -> pl.DataFrame:
         key = (figure, window, str(values))
         if key not in known:
-            there = all(reader.has(table) for table, _ in dimension_set.tables)
+            there = reader.has(*(table for table, _ in dimension_set.tables))
             known[key] = (
                 compared(reader, window, (), dimension_set, values, config.volume_min, (figure,))
                 if there
