@@ -19,7 +19,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from analytics import jobs
-from analytics.insight import judged
+from analytics.insight import judged, looking_back
 from analytics.insight.finding import Confidence, Effect, Finding, Place, Reach, Share, frame
 from analytics.insight.job import GRACE, InsightJob
 from analytics.insight.judged import Judged, settings_of, stretches, without
@@ -360,6 +360,18 @@ def test_parts_that_are_not_known_and_those_that_are_make_the_window(known: list
         for step in range(part.minutes)
     ]
     assert left == [at for at in range(20, 80) if at not in covered]
+
+
+def test_of_many_parts_the_time_from_the_first_to_the_last_is_judged_now(
+    lake: Lake, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    window = minutes(FIRST, 60)
+    known = [Judged(NOON + at * MINUTE, NOON + (at + 1) * MINUTE, 1, 1) for at in (50, 52, 54)]
+    monkeypatch.setattr(judged, "stretches", lambda *_: known)
+    monkeypatch.setattr(looking_back, "_LOOKS_MAX", 3)
+    answer = look_back(lake, window, SETTINGS)
+    assert answer.anew == [window]
+    assert {(one.region, one.state) for one in answer.found} >= {("south", "ongoing")}
 
 
 def test_settings_that_decide_nothing_are_the_same() -> None:

@@ -68,10 +68,11 @@ def look_back(
         every = [] if anew else judged.stretches(reader, window, judged.settings_of(config))
         known = [one for one in every if one.holds]
         parts = judged.without(window, known)
+        if len(parts) > _LOOKS_MAX:
+            parts = [Window(parts[0].start, parts[-1].end)]
         told = _Told()
         told.add(_stored(reader, window, known))
-        together = [Window(parts[0].start, parts[-1].end)] if len(parts) > _LOOKS_MAX else parts
-        told.add(_judged_now(reader, together, config, window.end))
+        told.add(_judged_now(reader, parts, config, window.end))
     found = [one for one in told.answer(window.end) if concerns(one, region, tenant)]
     return Answer(found, parts, sum(one.late for one in known))
 
@@ -109,11 +110,14 @@ def _stored(reader: Reader, window: Window, known: Sequence[Judged]) -> Iterator
     if not known:
         return
     rows = reader.frame(
-        "SELECT minute, identity, since FROM findings WHERE minute > ? AND minute <= ?",
+        "SELECT minute, identity, since FROM findings WHERE minute > ? AND minute <= ? ORDER BY minute",
         [naive(window.start), naive(window.end)],
     )
-    inside = [pl.col("minute").is_between(naive(one.start), naive(one.until), closed="right") for one in known]
-    last = rows.filter(pl.any_horizontal(inside)).group_by("identity").agg(pl.max("minute"), first=pl.min("since"))
+    bounds = {"begin": [naive(one.start) for one in known], "end": [naive(one.until) for one in known]}
+    stretches = pl.DataFrame(bounds, schema=dict.fromkeys(bounds, pl.Datetime("us")))
+    of = rows.join_asof(stretches, left_on="minute", right_on="begin", allow_exact_matches=False)
+    inside = of.filter(pl.col("minute") <= pl.col("end"))
+    last = inside.group_by("identity").agg(pl.max("minute"), first=pl.min("since"))
     names = ", ".join(FINDINGS_SCHEMA.names())
     found = reader.frame(
         f"SELECT {names} FROM findings WHERE list_contains(?, minute) AND list_contains(?, identity)",
