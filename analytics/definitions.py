@@ -15,7 +15,8 @@ ANALYTICS_DEFINITIONS: tuple[Definition, ...] = (
     Definition("sampling_1h", "analytics", kind="view"),
     Definition("bursts_1m", "analytics", kind="view"),
     Definition("tenant_health", "analytics", kind="view"),
-    Definition("findings", "analytics", inline_rows_max=100),
+    Definition("findings", "analytics"),
+    Definition("judged_minutes", "analytics"),
     *(Definition(table.name, "analytics") for table in TABLES),
     *(Definition(name, "analytics", kind="view") for name in TRACE_VIEWS),
 )

@@ -7,8 +7,9 @@ The lake is that of `benchmarks.insight_lake`. A run: as of the job's first minu
 the rollups and judging them. Increments: reading one minute more, and judging, several times; then as many minutes at
 once as are read again where all of them got late spans. In a process of its own, for what is resident and the peak of
 it up to then; CPU of all its threads, by look and since the process began. Looking back: as `spanlake insights
---window` does, over all hours but the first two, in another process. Explain: the slowest in a hundred of so many raw
-spans, as `spanlake explain` asks it.
+--window` does, over all hours but the first two; all judged anew, then told of what a job has stored (see `tell`
+there), each in a process of its own, whose CPU since it began is told too. Explain: the slowest in a hundred of so many
+raw spans, as `spanlake explain` asks it.
 """
 
 from __future__ import annotations
@@ -91,13 +92,15 @@ def _sizes(evidence: Evidence) -> dict[str, object]:
     }
 
 
-def looking_back(folder: Path, hours: float) -> dict[str, object]:
+def looking_back(folder: Path, hours: float, anew: bool) -> dict[str, object]:
     """Findings of a window of the lake in a folder; in this process."""
     window = Window(END - timedelta(hours=hours), END)
     with Lake(Location(folder), read_only=True, cache_files=False) as lake:
-        found, took = timed(lambda: look_back(lake, window, InsightConfig()))
+        answer, took = timed(lambda: look_back(lake, window, InsightConfig(), anew=anew))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return {"look_back": {"hours": hours, "findings": len(found), **took, "peak_mib": peak / 1024}}
+    figures = {"hours": hours, "minutes_judged_anew": sum(part.minutes for part in answer.anew)}
+    used = {"process_cpu_seconds": time.process_time(), "peak_mib": peak / 1024}
+    return {"look_back": {**figures, "findings": len(answer.found), **took, **used}}
 
 
 def timed(work: Callable[[], Result]) -> tuple[Result, dict[str, float]]:
@@ -138,18 +141,21 @@ def main() -> None:
     parser.add_argument("--lake", type=Path, metavar="DIR", help="Keep the lake here, and use what is there.")
     parser.add_argument("--measure", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--look-back", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--told", type=Path, help=argparse.SUPPRESS)
     asked = parser.parse_args()
     if asked.measure:
         print(json.dumps(measure(asked.measure)))
         return
-    if asked.look_back:
-        print(json.dumps(looking_back(asked.look_back, asked.hours - HISTORY_HOURS)))
+    if folder := asked.look_back or asked.told:
+        print(json.dumps(looking_back(folder, asked.hours - HISTORY_HOURS, anew=folder == asked.look_back)))
         return
     with tempfile.TemporaryDirectory() as folder:
         data = asked.lake or Path(folder) / "data"
         if not data.exists():
             insight_lake.make(data, asked.per_second, asked.hours)
-        for what in ("--measure", "--look-back")[: 2 if asked.hours > HISTORY_HOURS else 1]:
+        for what in ("--measure", "--look-back", "--told")[: 3 if asked.hours > HISTORY_HOURS else 1]:
+            if what == "--told":
+                insight_lake.tell(data, asked.hours - HISTORY_HOURS)
             command = [sys.executable, "-m", "benchmarks.insights", what, str(data), "--hours", str(asked.hours)]
             print(subprocess.run(command, check=True, capture_output=True, text=True).stdout, end="", flush=True)
     if asked.spans:

@@ -9,6 +9,7 @@ import polars as pl
 import pyarrow as pa
 import pytest
 
+from analytics.insight import explaining
 from analytics.insight.explaining import COLUMNS, explain
 from analytics.window import Window
 from benchmarks.rollup import START_NS, spans
@@ -72,3 +73,35 @@ def test_counts_and_shares_of_all_columns_are_those_of_all_spans(lake: Lake) -> 
         assert [row[name] for name in told] == pytest.approx(expected[row["attribute"], row["value"]]), row
     widest = max(expected, key=lambda of: abs(expected[of][1] - expected[of][3]))
     assert found.row(0)[:2] == widest
+
+
+def test_attributes_are_tested_with_the_spans_that_were_looked_at(lake: Lake, monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(10)
+    table = spans(SPANS, 3, START_NS)
+    chosen = rng.random(SPANS) < 0.5
+    each = {
+        # Of the selected most have one value, and all others are drawn whatever the selection is.
+        "cause": np.where(rng.random(SPANS) < np.where(chosen, 0.9, 0.1), "a", "b"),
+        "id": np.arange(SPANS).astype(str),
+        **{f"noise{i}": rng.choice(list("abc"), SPANS) for i in range(6)},
+    }
+    kind = table.schema.field("attributes").type
+    attributes = pa.array([list(zip(each, row, strict=True)) for row in zip(*each.values(), strict=True)], kind)
+    replaced = {"attributes": attributes, "duration_ns": pa.array(np.where(chosen, 2, 1))}
+    weight = pl.Series(np.where(rng.random(SPANS) < 0.5, np.nan, 4.0)).fill_nan(None).to_arrow()
+    for name, values in {**replaced, "sample_weight": weight}.items():
+        at = table.schema.get_field_index(name)
+        table = table.set_column(at, table.schema.field(at), values.cast(table.schema.field(at).type))
+    path = write_segment(table, lake.location.files / "main" / "spans")
+    with lake.write() as transaction:
+        transaction.add_files("spans", [path])
+    monkeypatch.setattr(explaining, "ATTRIBUTE_SPANS_MAX", 500)
+    begin = datetime.fromtimestamp(START_NS // 10**9, UTC)
+    window = Window(begin, begin + timedelta(hours=1))
+    with open_sandbox(lake.location, QueryConfig()) as sandbox:
+        found = explain(sandbox, window, "duration_ns = 2")
+        few = explain(sandbox, window, f"span_id = '{table['span_id'][0].as_py()}'", rows_max=1000)
+    assert set(found["attribute"]) == {"cause"}
+    assert found["share_selected"].max() == pytest.approx(0.9, abs=0.05)
+    assert min(found["p_corrected"].to_list()) > 1e-250, "of 500 spans, not of 20,000"
+    assert not set(few["attribute"]) & set(each), "none of the selected was looked at"

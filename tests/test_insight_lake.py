@@ -329,9 +329,9 @@ def test_what_cannot_be_answered_is_told(config: Config, arguments: tuple[str, .
 def test_looking_back_reads_each_minute_once_and_not_all_at_once(lake: Lake, monkeypatch: pytest.MonkeyPatch) -> None:
     read: list[tuple[datetime, datetime]] = []
 
-    def recorded(reader: Reader, start: datetime, until: datetime, *of: str | None, before: Evidence) -> Evidence:
+    def recorded(reader: Reader, start: datetime, until: datetime, *, before: Evidence) -> Evidence:
         read.append((start, until))
-        return load(reader, start, until, *of, before=before)
+        return load(reader, start, until, before=before)
 
     held: list[int] = []
 
@@ -344,9 +344,9 @@ def test_looking_back_reads_each_minute_once_and_not_all_at_once(lake: Lake, mon
     history = timedelta(minutes=40)
     config = InsightConfig(history_minutes=40)
     window = Window(END - timedelta(minutes=48), END)
-    found = looking_back.look_back(lake, window, config)
+    found = looking_back.look_back(lake, window, config).found
     assert [(one.kind, one.place.region) for one in found] == [("latency", "north")]
-    assert read[0][0] == window.start - history
+    assert read[0][0] == window.start - 2 * MINUTE - history, "every other minute, and two looks before"
     assert read[-1][1] == END
     assert all(before[1] == after[0] for before, after in pairwise(read))
     assert len(read) > 1
@@ -356,9 +356,9 @@ def test_looking_back_reads_each_minute_once_and_not_all_at_once(lake: Lake, mon
 
 def test_looking_back_tells_the_same_however_much_is_read_at_once(lake: Lake, monkeypatch: pytest.MonkeyPatch) -> None:
     config, window = InsightConfig(history_minutes=30), Window(END - timedelta(minutes=5), END)
-    at_once = looking_back.look_back(lake, window, config)
+    at_once = looking_back.look_back(lake, window, config).found
     monkeypatch.setattr(looking_back, "_ROWS_HELD_MAX", 1)
-    one_by_one = looking_back.look_back(lake, window, config)
+    one_by_one = looking_back.look_back(lake, window, config).found
     assert at_once
     assert [exact(asdict(finding)) for finding in one_by_one] == [exact(asdict(finding)) for finding in at_once]
 

@@ -129,12 +129,6 @@ def test_a_daily_rhythm_is_no_finding_and_others_say_against_what(lake: Lake) ->
     assert told[2].baselines == ()
 
 
-def test_a_place_of_another_tenant_has_another_past(lake: Lake) -> None:
-    with lake.read() as reader:
-        past = rhythm.of_reader(reader, InsightConfig(), {"tenant": ["b"]})
-        assert len(rhythm.weighed([finding("latency", BUSY_EVERY_DAY)], past, NOON, InsightConfig())) == 1
-
-
 days = st.lists(st.floats(0.1, 1e6), min_size=len(DAYS_BEFORE), max_size=len(DAYS_BEFORE))
 
 

@@ -47,37 +47,51 @@ class _Asked:
 @click.command()
 @_window
 @_until
-@click.option("--region", help="Only this region.")
-@click.option("--tenant", help="Only this tenant's spans.")
+@click.option("--region", help="Only what is of this region, or not confined to one.")
+@click.option("--tenant", help="Only what hurts this tenant, is about it or suspects it.")
+@click.option("--anew", is_flag=True, help="Judge all of the window now, whatever was found when it passed.")
 @_format
 @_data
 @_config
 def insights(
-    window: str, until: str | None, region: str | None, tenant: str | None, format_: str, data: str | None,
-    config_file: str | None,
+    window: str, until: str | None, region: str | None, tenant: str | None, anew: bool, format_: str,
+    data: str | None, config_file: str | None,
 ) -> None:  # fmt: skip
     """Say what is wrong, or was: findings, the most important first.
 
-    Compares the window with the hours before it. Without history to compare with it says so.
+    Tells what `spanlake analyze` found as the window passed, and judges what it did not: each minute against the hours
+    before it. Without history to compare with it says so.
     """
     from analytics.insight.looking_back import NoHistoryError, look_back
 
-    with _asked(data, config_file, window, until, cache_files=False) as asked:
+    with _asked(data, config_file, window, until, cache_files=False, judged=not anew) as asked:
         try:
-            found = look_back(asked.lake, asked.window, asked.config.insight, region, tenant)
+            answer = look_back(asked.lake, asked.window, asked.config.insight, region, tenant, anew=anew)
         except NoHistoryError as error:
             if format_ == "json":
                 click.echo("[]")
             click.echo(str(error), err=True)
             return
-    click.echo(_written(found, asked.window.end, format_))
+    if answer.anew and not anew:
+        minutes = sum(part.minutes for part in answer.anew)
+        click.echo(
+            f"{minutes:,} of {asked.window.minutes:,} minutes were judged just now: not yet by `spanlake analyze`, or "
+            "by other settings or with fewer spans",
+            err=True,
+        )
+    if answer.late:
+        click.echo(f"{answer.late:,} spans came after their minutes were judged; --anew takes them in", err=True)
+    click.echo(_written(answer.found, asked.window.end, format_))
 
 
 @contextmanager
 def _asked(
-    data: str | None, config_file: str | None, window: str, until: str | None, *, cache_files: bool = True
-) -> Iterator[_Asked]:
-    """Raises UsageError for a window or time that is none, OperatorError where there is no lake."""
+    data: str | None, config_file: str | None, window: str, until: str | None, *, cache_files: bool = True,
+    judged: bool = False,
+) -> Iterator[_Asked]:  # fmt: skip
+    """`judged`: up to the newest minute that is judged, where that is not long before the newest of all.
+
+    Raises UsageError for a window or time that is none, OperatorError where there is no lake."""
     from analytics.window import Window
     from collector.lake.lake import Lake
     from collector.lake.location import locate
@@ -86,6 +100,8 @@ def _asked(
     config = load(config_file, {"storage": {"data": data}})
     with Lake(locate(config.storage), read_only=True, cache_files=cache_files) as lake:
         end = _end(lake, until)
+        if judged and until is None:
+            end = _judged_end(lake, end)
         try:
             parsed = Window.parse(window, end)
         except ValueError as error:
@@ -123,6 +139,18 @@ def _end(lake: Lake, until: str | None) -> datetime:
         click.echo(f"the newest data is of {last:%Y-%m-%d %H:%M} UTC: looking at the time up to then", err=True)
         return last
     return end
+
+
+def _judged_end(lake: Lake, end: datetime) -> datetime:
+    """The end of the newest minute that is judged, if it is little before `end`: to judge one takes as long as many."""
+    from datetime import timedelta
+
+    from analytics.insight import marks
+
+    with lake.read() as reader:
+        position = reader.position(marks.JOB)
+    lag = timedelta(0) if position is None else end - marks.time(position)
+    return end - lag if timedelta(0) < lag <= timedelta(minutes=3) else end
 
 
 def _written(found: Sequence[Finding], end: datetime, format_: str) -> str:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass, field
-from datetime import datetime
-from typing import Any, Literal, get_args
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from datetime import UTC, datetime
+from typing import Any, Literal, TypeVar, get_args
 
 import polars as pl
 
@@ -41,6 +42,7 @@ FINDINGS_SCHEMA = pl.Schema(
         **dict.fromkeys(("identity", "kind", "state", "severity"), pl.String()),
         "score": pl.Float64(),
         **dict.fromkeys(("region", "service", "operation", "host", "version", "destination"), pl.String()),
+        "tenant": pl.String(),
         "tenants": pl.List(pl.String()),
         "tenant_count": pl.Int64(),
         "suspects": pl.List(pl.String()),
@@ -119,6 +121,13 @@ class Reach:
             "effective_tenants": self.effective_tenants,
             "operations": [{"tenant": tenant, **vars(share)} for tenant, share in self.operations],
         }
+
+    @classmethod
+    def of_row(cls, row: Mapping[str, Any]) -> Reach:
+        """Of a value of WHO_SCHEMA."""
+        operations = ((one["tenant"], _of(Share, one)) for one in row["operations"])
+        tenants, spans = _of(Share, row["tenants"]), _of(Share, row["spans"])
+        return cls(tenants, spans, row["effective_tenants"], tuple(operations))
 
 
 @dataclass(frozen=True)
@@ -223,6 +232,7 @@ class Finding:
             "severity": self.severity,
             "score": self.score,
             **vars(self.place),
+            "tenant": self.tenant_scope,
             "tenants": list(self.tenants[:TENANTS_KEPT_MAX]),
             "tenant_count": len(self.tenants),
             "suspects": list(self.suspects),
@@ -238,8 +248,33 @@ class Finding:
             "sentence": self.sentence,
         }
 
+    @classmethod
+    def of_row(cls, row: Mapping[str, Any]) -> Finding:
+        """Of a row of FINDINGS_SCHEMA; `tenants` are those that the row names."""
+        lists: dict[str, Any] = {name: tuple(row[name] or ()) for name in _LISTS}
+        return cls(
+            **{name: row[name] for name in _AS_THEY_ARE},
+            **lists,
+            place=_of(Place, row),
+            since=row["since"].replace(tzinfo=UTC),
+            until=row["until"].replace(tzinfo=UTC),
+            effect=_of(Effect, row),
+            confidence=_of(Confidence, row),
+            who=None if row["who"] is None else Reach.of_row(row["who"]),
+            tenant_scope=row["tenant"],
+        )
 
-TENANTS_KEPT_MAX = 50
+
+_AS_THEY_ARE = ("kind", "state", "severity", "score", "sql", "sentence")
+_LISTS = ("tenants", "suspects", "exemplars", "symptoms", "baselines")
+_Part = TypeVar("_Part", Share, Place, Effect, Confidence)
+
+
+def _of(part: type[_Part], row: Mapping[str, Any]) -> _Part:
+    return part(**{one.name: row[one.name] for one in fields(part)})
+
+
+TENANTS_KEPT_MAX = 1000
 """Tenants that a row of `findings` names; `tenant_count` tells how many there are."""
 
 

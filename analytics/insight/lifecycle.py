@@ -13,6 +13,8 @@ from analytics.insight.finding import Finding, Place
 from analytics.insight.folding import explains
 
 SEEN_TO_OPEN = 2
+WARM_UP_MINUTES = 4
+"""That are looked at before the first one of which is told, for what goes on by then."""
 LASTING = timedelta(minutes=3)
 _CAUSES = frozenset(
     {"deploy", "noisy_neighbour", "instance", "exhaustion", "retry_storm", "hit_ratio", "delivery_lag",

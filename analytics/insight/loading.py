@@ -51,27 +51,17 @@ _CONNECTED = ("client", "server", "producer", "consumer")
 _LABELLED = {"host", "service_version", "service_instance_id", "destination", "error_type"}
 
 
-def load(
-    reader: Reader,
-    start: datetime,
-    until: datetime,
-    region: str | None = None,
-    tenant: str | None = None,
-    *,
-    before: Evidence | None = None,
-    with_hours: bool = True,
-) -> Evidence:
-    """What the minutes from `start` up to `until` (aware UTC, whole minutes) tell, of one region or tenant where given.
+def load(reader: Reader, start: datetime, until: datetime, *, before: Evidence | None = None) -> Evidence:
+    """What the minutes from `start` up to `until` (aware UTC, whole minutes) tell.
 
-    `before`: of the minutes before `start`, by this function; what these tell is put behind it. `with_hours`: the hours
-    of the last days too. Clocks are looked at by SKEW_MINUTES at both ends. Raises
-    duckdb.Error where the lake cannot be read.
+    `before`: of the minutes before `start`, by this function; what these tell is put behind it. Clocks are looked at by
+    SKEW_MINUTES at both ends. Raises duckdb.Error where the lake cannot be read.
     """
-    source = Source(reader, reader.filled(), naive(start), naive(until), region, tenant)
+    source = Source(reader, reader.filled(), naive(start), naive(until))
     known = (before or Evidence.empty()).with_traced([part.told() for part in source.stretches()])
     told = source.counted_after(known)
     skew = source.skew(told.base, sorted(clock_minutes(source.start, source.until)))
-    return replace(told, skew=pl.concat([told.skew, skew]), hourly=source.hourly() if with_hours else told.hourly)
+    return replace(told, skew=pl.concat([told.skew, skew]), hourly=source.hourly())
 
 
 def clock_minutes(start: datetime, until: datetime) -> set[int]:
@@ -95,14 +85,12 @@ def newest(reader: Reader) -> datetime | None:
 
 @dataclass(frozen=True)
 class Source:
-    """Some minutes (naive UTC) of a lake of which the tables `present` hold rows; of one region or tenant if given."""
+    """Some minutes (naive UTC) of a lake of which the tables `present` hold rows."""
 
     reader: Reader
     present: frozenset[str]
     start: datetime
     until: datetime
-    region: str | None = None
-    tenant: str | None = None
 
     def stretches(self) -> Iterator[Source]:
         """The same in parts of about _STRETCH_ROWS rows of the base set."""
@@ -118,14 +106,14 @@ class Source:
         """Rows of the base set."""
         if "rollup_1m" not in self.present:
             return 0
-        scope, values = self._scope("window_start", ("region", "tenant"))
+        scope, values = self._scope("window_start")
         return int(self.reader.row(f"SELECT count(*) FROM rollup_1m WHERE {scope}", values)[0])
 
     def spans_by_minute(self) -> dict[int, int]:
         """Spans that the base set counts, by number of the minute."""
         if "rollup_1m" not in self.present:
             return {}
-        scope, values = self._scope("window_start", ("region", "tenant"))
+        scope, values = self._scope("window_start")
         counted = f"SELECT {_MINUTE}, sum(count)::BIGINT FROM rollup_1m WHERE {scope} GROUP BY 1"
         return dict(self.reader.rows(counted, values))
 
@@ -155,7 +143,7 @@ class Source:
 
     def _query(self, table: str, dimensions: tuple[str, ...]) -> tuple[str, dict[str, object]]:
         """Of what `Grain.continued` takes, and of the base set the counts by second."""
-        scope, values = self._scope("window_start", dimensions)
+        scope, values = self._scope("window_start")
         known = [f"{name} NOT IN ('{UNKNOWN}', '{NONE}')" for name in dimensions if name in _LABELLED]
         where = " AND ".join([scope, *known, _WANTED.get(dimensions, "true")])
         columns = {"busy_ns": "duration_sum_ns::DOUBLE AS busy_ns"}
@@ -173,9 +161,7 @@ class Source:
         if "rollup_1h" not in self.present:
             return HOURLY_SCHEMA.to_frame()
         end = self.until.replace(minute=0)
-        scope, values = self._scope(
-            "window_start", ("region", "tenant"), end - timedelta(hours=forecasting.HISTORY_HOURS), end
-        )
+        scope, values = self._scope("window_start", end - timedelta(hours=forecasting.HISTORY_HOURS), end)
         found = self.reader.frame(
             "SELECT window_start AS minute, region, sum(count)::BIGINT AS count FROM rollup_1h "
             f"WHERE {scope} AND kind IN ('server', 'consumer') GROUP BY ALL",
@@ -186,7 +172,7 @@ class Source:
     def _deliveries(self) -> tuple[pl.DataFrame, pl.DataFrame]:
         if "deliveries_1m" not in self.present:
             return traced.DELIVERIES_SCHEMA.to_frame(), traced.DELIVERY_CELLS_SCHEMA.to_frame()
-        by, (scope, values) = "minute, region, tenant, destination", self._scope("window_start", ("region", "tenant"))
+        by, (scope, values) = "minute, region, tenant, destination", self._scope("window_start")
         entries = "unnest(map_keys(lag_buckets)) AS bucket, unnest(map_values(lag_buckets)) AS spans"
         # One reading of the table for both: planning it takes longer.
         found = self.reader.frame(
@@ -206,7 +192,7 @@ class Source:
     def _hot_keys(self) -> pl.DataFrame:
         if "hot_keys_1m" not in self.present:
             return traced.HOT_KEYS_SCHEMA.to_frame()
-        scope, values = self._scope("window_start", ("region", "tenant"))
+        scope, values = self._scope("window_start")
         found = self.reader.frame(
             "WITH source AS MATERIALIZED (SELECT window_start AS minute, region, tenant, destination, service_name, "
             f"keyed, key_counts FROM hot_keys_1m WHERE {scope} AND kind = 'server'), "
@@ -226,7 +212,7 @@ class Source:
     def _exemplars(self) -> pl.DataFrame:
         if "exemplar_cells_1m" not in self.present:
             return traced.EXEMPLARS_SCHEMA.to_frame()
-        scope, values = self._scope("window_start", ("region", "tenant"))
+        scope, values = self._scope("window_start")
         found = self.reader.frame(
             "SELECT window_start AS minute, region, service_name, operation, arg_max(tenant, duration_ns) AS tenant, "
             "is_error, max(duration_ns) AS duration_ns, arg_max(trace_id, duration_ns) AS trace_id "
@@ -250,7 +236,7 @@ class Source:
     def _spans(self, first: int, one_in: Sequence[int]) -> pl.DataFrame:
         """Spans that call or are called of as many minutes from number `first` on as there are in `one_in`."""
         bounds = minute_time(first), minute_time(first + len(one_in))
-        scope, values = self._scope("start_time", ("region", "tenant"), *bounds)
+        scope, values = self._scope("start_time", *bounds)
         scope += f" AND kind IN {_CONNECTED}"
         if max(one_in) > 1:
             scope += " AND hash(trace_id) % $one_in[1 + (epoch_us(start_time) // 60_000_000)::INTEGER - $first] = 0"
@@ -262,14 +248,9 @@ class Source:
         )
 
     def _scope(
-        self, time: str, dimensions: tuple[str, ...], start: datetime | None = None, end: datetime | None = None
+        self, time: str, start: datetime | None = None, end: datetime | None = None
     ) -> tuple[str, dict[str, object]]:
-        values: dict[str, object] = {"start": start or self.start, "until": end or self.until}
-        text = f"{time} >= $start AND {time} < $until"
-        for name, value in (("region", self.region), ("tenant", self.tenant)):
-            if value is not None and name in dimensions:
-                text, values[name] = f"{text} AND {name} = ${name}", value
-        return text, values
+        return f"{time} >= $start AND {time} < $until", {"start": start or self.start, "until": end or self.until}
 
 
 def _one_in(base: Grain, minutes: Sequence[int]) -> list[int]:

@@ -113,23 +113,16 @@ def _row(finding: Finding, past: Past, until: datetime) -> dict[str, Any] | None
     return found.row(0, named=True) if found.height else None
 
 
-def of_reader(reader: Reader, config: InsightConfig, within: Values | None = None) -> Past:
-    """Asks the rollups of a lake, of the values `within` alone; nothing is known where it lacks the set's tables.
-
-    What was asked of a place and start is asked anew only for windows of at least twice the length.
-    """
+def of_reader(reader: Reader, config: InsightConfig) -> Past:
+    """Asks the rollups of a lake, the same once; nothing is known where it lacks the set's tables."""
     known: dict[tuple[object, ...], pl.DataFrame] = {}
 
     def past(figure: str, window: Window, dimension_set: DimensionSet, values: Values) -> pl.DataFrame:
-        asked = {
-            **{name: taken for name, taken in (within or {}).items() if name in dimension_set.dimensions},
-            **values,
-        }
-        key = (figure, window.start, window.minutes.bit_length(), str(asked))
+        key = (figure, window, str(values))
         if key not in known:
-            there = all(reader.has(table) for table, _ in dimension_set.tables)
+            there = reader.has(*(table for table, _ in dimension_set.tables))
             known[key] = (
-                compared(reader, window, (), dimension_set, asked, config.volume_min, (figure,))
+                compared(reader, window, (), dimension_set, values, config.volume_min, (figure,))
                 if there
                 else COMPARED_SCHEMA.to_frame()
             )

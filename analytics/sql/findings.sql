@@ -11,6 +11,7 @@ CREATE TABLE findings (
     host VARCHAR,
     version VARCHAR,
     destination VARCHAR,
+    tenant VARCHAR,
     tenants VARCHAR[] NOT NULL,
     tenant_count BIGINT NOT NULL,
     suspects VARCHAR[] NOT NULL,

@@ -61,9 +61,9 @@ class Reader:
         rows: list[tuple[Any, ...]] = self._connection.execute(sql, parameters).fetchall()
         return rows
 
-    def has(self, name: str) -> bool:
-        """Whether the lake has a table, view or macro of this name."""
-        return (name,) in self.rows(_OBJECTS_SQL)
+    def has(self, *names: str) -> bool:
+        """Whether the lake has tables, views or macros of all these names."""
+        return set(names) <= {name for (name,) in self.rows(_OBJECTS_SQL)}
 
     def filled(self) -> frozenset[str]:
         """Names of the tables that have files. Asking for them takes less than planning one query of a table."""
@@ -255,7 +255,7 @@ class Lake:
     def _ensure(self, definitions: Sequence[Definition]) -> None:
         with self.read() as reader:
             lacks = _due(definitions, reader) or lacking(definitions, reader.rows(_COLUMNS_SQL))
-            if not lacks and not _not_inlined(definitions, reader):
+            if not lacks and not _inlined_otherwise(definitions, reader):
                 return
         with self.write() as transaction:
             due = _due(definitions, transaction)
@@ -273,7 +273,7 @@ class Lake:
                     transaction.execute(f"INSERT INTO {MADE.name} VALUES (?, ?, now()::TIMESTAMP)", made)
         # DuckLake takes options only of tables that are committed.
         with self.write() as transaction:
-            for definition in _not_inlined(definitions, transaction):
+            for definition in _inlined_otherwise(definitions, transaction):
                 transaction.execute(
                     f"CALL {engine.CATALOG}.set_option('data_inlining_row_limit', ?, table_name => ?)",
                     [definition.inline_rows_max, definition.name],
@@ -302,13 +302,14 @@ def _due(definitions: Sequence[Definition], reader: Reader) -> list[Definition]:
     ]
 
 
-def _not_inlined(definitions: Sequence[Definition], reader: Reader) -> list[Definition]:
+def _inlined_otherwise(definitions: Sequence[Definition], reader: Reader) -> list[Definition]:
+    """Tables of which the catalog keeps inserts of other sizes than it should."""
     options = reader.rows(
-        f"SELECT scope_entry FROM {engine.CATALOG}.options() "
+        f"SELECT scope_entry, value FROM {engine.CATALOG}.options() "
         "WHERE option_name = 'data_inlining_row_limit' AND scope = 'TABLE' AND scope_entry IS NOT NULL"
     )
-    set_for = {entry.removeprefix("main.") for (entry,) in options}
-    return [d for d in definitions if d.inline_rows_max and d.name not in set_for]
+    rows_max = {entry.removeprefix("main."): int(value) for entry, value in options}
+    return [d for d in definitions if d.kind == "table" and rows_max.get(d.name, 0) != d.inline_rows_max]
 
 
 _COLUMNS_SQL = f"SELECT table_name, column_name FROM duckdb_columns() WHERE database_name = '{engine.CATALOG}'"

@@ -2,7 +2,8 @@
 
 Ages and sizes come from the catalog's statistics, so no file is opened to choose. A span's age counts from when it
 was received: that grows with the order of files, whatever clocks the senders have. A rollup's counts from its window, a
-finding's from its minute, that of a version or host from when it was last seen.
+finding's from its minute, that of a stretch of judged minutes from its end, and that of a version or host from when it
+was last seen.
 A removed file stays on disk for readers that are on it, until `maintain.clean` finds its snapshots expired.
 """
 
@@ -23,7 +24,9 @@ SPANS = "spans"
 SAMPLED = "sampled_spans"
 RECEIVED = "received_at"
 WINDOW = "window_start"
-AGES = {SPANS: RECEIVED, SAMPLED: RECEIVED, "findings": "minute", "sighting_rows": "last_seen"}
+AGES = {
+    SPANS: RECEIVED, SAMPLED: RECEIVED, "findings": "minute", "judged_minutes": "until", "sighting_rows": "last_seen",
+}  # fmt: skip
 """The column of a table that its rows' ages count from, where it is not WINDOW."""
 HOUR_SUFFIX = "_1h"
 FILES_PER_COMMIT = 64
@@ -145,6 +148,7 @@ def _days(table: str, config: RetentionConfig) -> float:
         SAMPLED: config.sampled_spans_days,
         "trace_rows": config.traces_days,
         "findings": config.findings_days,
+        "judged_minutes": config.findings_days,
         "sighting_rows": config.sightings_days,
     }
     others = config.rollup_hours_days if table.endswith(HOUR_SUFFIX) else config.rollup_minutes_days
