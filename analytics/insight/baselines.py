@@ -225,7 +225,7 @@ def _p(measure: Measure | Rated, span: Span, k: int, z: Floats, spread: Floats, 
     numbers: counts over `spread`, parts of events by the incomplete beta function. Sums that do not stand out (z) have
     a normal probability.
     """
-    p = stats.norm.sf(z)
+    p: Floats = stats.norm.sf(z)
     which = np.flatnonzero(z >= _Z_TESTED)
     observed, expected, variance, _ = (array[which].astype(float) for array in measure.arrays())
     now = expected[:, -k:].sum(1)

@@ -32,14 +32,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2], metavar="SEED", help="below 1000 (1 2)")
     parser.add_argument("--minutes", type=int, default=230, help="quiet time a seed, after the history (230)")
     parser.add_argument("--every", type=int, default=4, help="minutes between looks (4)")
+    parser.add_argument("--rate", type=float, default=200.0, help="mean operations a second (200)")
     options = parser.parse_args(argv)
-    found = pl.concat([looked for seed in options.seeds for looked in _of_seed(seed, options.minutes, options.every)])
+    found = pl.concat(
+        [
+            looked
+            for seed in options.seeds
+            for looked in _of_seed(Platforms(seed, options.rate, 75), options.minutes, options.every)
+        ]
+    )
     print(markdown(found))
     return 0
 
 
-def _of_seed(seed: int, minutes: int, every: int) -> Iterator[pl.DataFrame]:
-    platforms, config = Platforms(seed, 200.0, 75), InsightConfig()
+def _of_seed(platforms: Platforms, minutes: int, every: int) -> Iterator[pl.DataFrame]:
+    config = InsightConfig()
     quiet = platforms.quiet(minutes)
     for until in quiet.minutes[::every]:
         known = quiet.evidence.between(until - timedelta(minutes=config.history_minutes), until)
@@ -57,7 +64,9 @@ def scans(scene: Scene) -> pl.DataFrame:
 
 
 def _levels(scene: Scene) -> Iterator[tuple[str, str, Floats, Floats, Floats]]:
-    wanted = [("base", what, by) for what in ("slow", "very_slow", "errors") for by in places.LEVELS]
+    wanted: list[tuple[str, str, Sequence[str]]] = [
+        ("base", what, by) for what in ("slow", "very_slow", "errors") for by in places.LEVELS
+    ]
     wanted += [("host", what, hosts.BY) for what in ("slow", "very_slow", "errors")]
     wanted += [("destination", "misses", by) for by in lookups.LEVELS]
     for name, what, by in wanted:
