@@ -51,6 +51,10 @@ class Delays:
         )
         return cls.of(times, ended, times, censored)
 
+    def over(self, together: float) -> Delays:
+        """Their effective numbers, where so many of them are as good as one."""
+        return Delays(self.times_ns, self.ended / together, self.censored / together)
+
     @property
     def total(self) -> float:
         """How many there are."""

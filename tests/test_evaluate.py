@@ -10,12 +10,13 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+import polars as pl
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from analytics.insight.finding import KINDS as FINDING_KINDS
-from benchmarks.evaluate import together
+from benchmarks.evaluate import calibration, together
 from benchmarks.evaluate.__main__ import main, scenario
 from benchmarks.evaluate.matching import AFTERMATH, GRACE, RULES, names_place, names_tenant, verdict
 from benchmarks.evaluate.scoring import judge, misses, table
@@ -249,3 +250,21 @@ def test_runs_are_added_up_from_their_files(tmp_path: Path, capsys: pytest.Captu
     assert "| noisy_neighbour | 2 | 0.50 |" in out
     assert "commits c0, c1; silent minutes 90 (quiet: 90), false alarms in them 0" in out
     assert "noisy_neighbour seed=2 MISSED" in out
+
+
+def test_scans_of_quiet_traffic_are_counted_by_their_p(capsys: pytest.CaptureFixture[str]) -> None:
+    assert calibration.main(["--seeds", "3", "--minutes", "5", "--every", "5", "--rate", "20"]) == 0
+    *rows, last = capsys.readouterr().out.splitlines()[2:]
+    scans = sum(int(row.split("|")[3]) for row in rows)
+    assert {row.split("|")[1].strip() for row in rows} == {"slow", "very_slow", "errors", "misses"}
+    assert last.endswith(f"of {scans} scans")
+    assert scans > 100
+
+
+def test_a_table_of_p_says_how_many_there_would_be() -> None:
+    found = pl.DataFrame({"p": [1.0, 0.5, 1e-4, 1e-8], "z": [0.0, 1.0, 6.0, 9.0]})
+    table_of_p = calibration.markdown(found.with_columns(measure=pl.lit("errors"), level=pl.lit("region")))
+    row, last = table_of_p.splitlines()[2:]
+    assert row.startswith("| errors | region | 4 | 2 (0.004) | 2 (0.0004) | 1 (4e-05) |")
+    assert row.endswith("| 2 |")
+    assert last == "smallest p 1.0e-08 of 4 scans"

@@ -24,27 +24,49 @@ MINUTES, BEGIN, MESSAGES = 60, 50, 400
 USUAL_CELL, LATE_CELL = 170, 230
 
 
+def told_of(rows: list[tuple[int, int, dict[int, int]]]) -> list[Finding]:
+    """What is told of a topic: messages, deliveries, and deliveries by cell of each minute."""
+    counts, cells = [], []
+    for minute, (messages, delivered, by_cell) in enumerate(rows):
+        time = (NOON + timedelta(minutes=minute)).replace(tzinfo=None)
+        counts.append((time, "north", "a", "orders", messages, delivered))
+        cells += [(time, "north", "a", "orders", cell, many) for cell, many in by_cell.items() if many]
+    first = {"minute": [NOON.replace(tzinfo=None)]}
+    first |= {**{name: ["north"] for name in BASE}, **{name: [1] for name in COUNTS}}
+    evidence = replace(
+        Evidence.empty(), base=grain_of(BASE, pl.DataFrame(first)),
+        deliveries=pl.DataFrame(counts, schema=DELIVERIES_SCHEMA, orient="row"),
+        delivery_cells=pl.DataFrame(cells, schema=DELIVERY_CELLS_SCHEMA, orient="row"),
+    )  # fmt: skip
+    return topics.find(Scene(evidence, NOON + timedelta(minutes=len(rows)), InsightConfig()))
+
+
 def found(late: float, lost: float) -> list[Finding]:
     """A topic with two subscribers; from BEGIN on shares of its deliveries are late or lost."""
     rng = np.random.default_rng(4)
-    counts, cells = [], []
+    rows = []
     for minute in range(MINUTES):
-        time = (NOON + timedelta(minutes=minute)).replace(tzinfo=None)
         due = 2 * MESSAGES
         gone = int(lost * due) if minute >= BEGIN else 0
         held = int(late * due) if minute >= BEGIN else 0
         usual = np.bincount(rng.binomial(6, 0.5, due - gone - held), minlength=7)
-        counts.append((time, "north", "a", "orders", MESSAGES, due - gone))
-        cells += [(time, "north", "a", "orders", USUAL_CELL + i, int(n)) for i, n in enumerate(usual) if n]
-        cells += [(time, "north", "a", "orders", LATE_CELL, held)] if held else []
-    first = {"minute": [NOON.replace(tzinfo=None)]}
-    first |= {**{name: ["north"] for name in BASE}, **{name: [1] for name in COUNTS}}
-    base = grain_of(BASE, pl.DataFrame(first))
-    evidence = replace(
-        Evidence.empty(), base=base, deliveries=pl.DataFrame(counts, schema=DELIVERIES_SCHEMA, orient="row"),
-        delivery_cells=pl.DataFrame(cells, schema=DELIVERY_CELLS_SCHEMA, orient="row"),
-    )  # fmt: skip
-    return topics.find(Scene(evidence, NOON + timedelta(minutes=MINUTES), InsightConfig()))
+        rows.append((MESSAGES, due - gone, {**{USUAL_CELL + i: int(n) for i, n in enumerate(usual)}, LATE_CELL: held}))
+    return told_of(rows)
+
+
+def few(late_messages: int, fan_out: int) -> list[Finding]:
+    """A topic with 30 deliveries a minute; now and then a message is late at all of its subscribers, in the last two
+    minutes `late_messages`."""
+    rng = np.random.default_rng(5)
+    messages = 30 // fan_out
+    late = fan_out * np.append(rng.binomial(messages, 0.04, MINUTES - 2), [late_messages] * 2)
+    return told_of([(messages, 30, {USUAL_CELL: 30 - int(held), LATE_CELL: int(held)}) for held in late])
+
+
+def test_deliveries_of_a_message_are_one_event() -> None:
+    """Of five messages three are late, at all six subscribers; of thirty with one, as large a part."""
+    assert few(3, 6) == []
+    assert [one.kind for one in few(18, 1)] == ["delivery_lag"]
 
 
 def test_nothing_is_told_of_a_topic_as_usual() -> None:

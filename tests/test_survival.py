@@ -160,3 +160,13 @@ def test_groups_add_up(first: list[tuple[int, int, int]], second: list[tuple[int
     both, whole = Delays.concat([grouped(first), grouped(second)]), grouped([*first, *second])
     for one, other in zip(vars(both).values(), vars(whole).values(), strict=True):
         assert one == pytest.approx(other)
+
+
+def test_effective_numbers_keep_the_estimate_and_widen_its_interval() -> None:
+    delays = grouped([(1, 30, 0), (2, 40, 2), (3, 30, 5)])
+    one, other = (Curve(each).quantile(0.5) for each in (delays, delays.over(6.0)))
+    assert one.value == other.value
+    shares = [Curve(each).lasting(1.0) for each in (delays, delays.over(6.0))]
+    assert shares[0].value == pytest.approx(shares[1].value)
+    widths = [(share.high or 0.0) - (share.low or 0.0) for share in shares]
+    assert widths[1] == pytest.approx(6**0.5 * widths[0])

@@ -78,6 +78,7 @@ class Groups:
         found: Bools = (
             self._tested
             & (self.p_corrected <= self._judged.false_discovery_rate)
+            & (scan.p <= baselines.P_TOLD_MAX)
             & (scan.z >= least.deviation)
             & (ratio >= least.ratio)
             & (np.abs(scan.observed - scan.expected) >= least.events)

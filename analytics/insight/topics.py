@@ -3,13 +3,16 @@
 How many deliveries a message has is learned: the median of deliveries a message by minute of the baseline, rounded
 where it is close to a whole number. Fewer are missing. What is missing is right-censored: it is known to take longer
 than the time since the end of its minute. Lags and shares of what is lost are Kaplan-Meier estimates, now and in the
-baseline, and a log-rank test tells whether they differ (`analytics.survival`).
+baseline, and a log-rank test tells whether they differ (`analytics.survival`). Deliveries of a message may be late or
+missing together: all are counted as effective numbers, over the design effect (Rao and Scott 1992) that the baseline's
+minutes show.
 """
 
 from __future__ import annotations
 
 import numpy as np
 import polars as pl
+from scipy import stats
 
 from analytics.buckets import GAMMA
 from analytics.change import duration
@@ -90,16 +93,21 @@ def _delays(scene: Scene, keys: pl.DataFrame, which: Bools, cells: pl.DataFrame,
 
 
 def _now_and_before(
-    scene: Scene, keys: pl.DataFrame, spot: Spot, cells: pl.DataFrame, missing: Rated
-) -> tuple[Delays, Delays]:
+    scene: Scene, keys: pl.DataFrame, measure: Measure | Rated, spot: Spot, cells: pl.DataFrame, missing: Rated
+) -> tuple[Delays, Delays, float]:
+    """Delays, in effective numbers, and p of the log-rank test of them."""
     by_minute = _delays(scene, keys, spot.which, cells, missing)
-    return Delays.concat(by_minute[spot.since :]), Delays.concat(by_minute[: scene.span.baseline])
+    now, before = Delays.concat(by_minute[spot.since :]), Delays.concat(by_minute[: scene.span.baseline])
+    spread = measure.rows(spot.which).by(np.zeros(int(spot.which.sum()), dtype=np.intp), 1)
+    together = float(baselines.scan(spread, scene.span).dispersion[0])
+    p = float(stats.chi2.sf(log_rank(now, before)[0] / together, 1))
+    return now.over(together), before.over(together), p
 
 
 def _lag(
     scene: Scene, keys: pl.DataFrame, measure: Measure | Rated, spot: Spot, cells: pl.DataFrame, missing: Rated
 ) -> Finding:
-    now, before = _now_and_before(scene, keys, spot, cells, missing)
+    now, before, p = _now_and_before(scene, keys, measure, spot, cells, missing)
     (middle, tail), (usual, _) = ([_estimate(one, q) for q in (0.5, 0.95)] for one in (now, before))
     value, base = middle.value or _followed(now), usual.value or 0.0
     low, high = ((None if bound is None or not base else bound / base) for bound in (middle.low, middle.high))
@@ -107,13 +115,12 @@ def _lag(
     figure = f"half take longer than {duration(value)} (usually {duration(base)}), {_words(tail)}"
     begin = scene.span.time(spot.since)
     return _told(
-        scene, keys, measure, spot, "delivery_lag", effect, f"late since {begin:%H:%M}: {figure}",
-        log_rank(now, before)[1],
+        scene, keys, measure, spot, "delivery_lag", effect, f"late since {begin:%H:%M}: {figure}", p,
     )  # fmt: skip
 
 
 def _lost(scene: Scene, keys: pl.DataFrame, measure: Rated, spot: Spot, cells: pl.DataFrame) -> Finding:
-    now, before = _now_and_before(scene, keys, spot, cells, measure)
+    now, before, p = _now_and_before(scene, keys, measure, spot, cells, measure)
     # Shares of both at the same time after sending: the longest that both were followed.
     at = min(_followed(now), _followed(before))
     share, usual = (Curve(one).lasting(at) if one.ended.sum() else _ALL_LOST for one in (now, before))
@@ -124,7 +131,7 @@ def _lost(scene: Scene, keys: pl.DataFrame, measure: Rated, spot: Spot, cells: p
     figure = f"{telling.percent(value)} (usually {telling.percent(base)})"
     begin = scene.span.time(spot.since)
     words = f"missing since {begin:%H:%M}: {figure}"
-    return _told(scene, keys, measure, spot, "lost_deliveries", effect, words, log_rank(now, before)[1])
+    return _told(scene, keys, measure, spot, "lost_deliveries", effect, words, p)
 
 
 def _estimate(delays: Delays, q: float) -> Estimate:
