@@ -27,8 +27,8 @@ _MERGED_BYTES_MIN = 64 * 2**20
 _BYTES_HERE_MAX = 128 * 2**20
 """To start a process takes as much CPU as to merge some 200,000 spans, and 200 MiB. More than this is worth it: the
 thread takes turns with those that decode."""
-_BLOCK_BYTES_HERE = 10 * 2**20
-"""Of usual spans some 80,000 are sorted together then, which takes 80 MiB; in a process, a fifth more."""
+_BLOCK_BYTES_HERE = 9 * 2**20
+"""Of usual spans some 74,000 are sorted together then, which takes about 80 MiB; in a process, a third more."""
 
 
 def is_much(due: maintain.Due) -> bool:
