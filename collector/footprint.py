@@ -48,9 +48,9 @@ def reduce_footprint() -> None:
     """For a process that only collects; call it before anything imports pyarrow.
 
     It does without what is unused. And jemalloc, where this build of pyarrow has it, gives back more of what was
-    decoded than the default: 30 MiB at 10,000 spans/s. Another 16 MiB are those that it would leave to the system for a
-    second after it had not used them for one. Buffers of writers come from the pool that the environment names instead:
-    20 MiB less for a seal of 90,000 spans.
+    decoded than the default: 30 MiB at 10,000 spans/s. It does so a second after the last use, and does not leave the
+    memory to the system for another one. Buffers of writers come from the pool that the environment names instead: 20
+    MiB less for a seal of 90,000 spans.
     """
     do_without_unused()
     if sys.platform == "linux":

@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
@@ -209,8 +210,13 @@ def test_a_locked_lake_degrades_and_heals(tmp_path: Path) -> None:
     check(tmp_path, work)
 
 
-def test_merges_that_fail(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("collector.maintenance.maintain.due", lambda *_: Due(9, 1))
+@pytest.mark.parametrize("due", [Due(60, 1), Due(60, 2**30)], ids=["in the thread", "in a process"])
+def test_merges_that_fail(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, due: Due) -> None:
+    def fail(*_: object) -> NoReturn:
+        raise OSError("the disk is full")
+
+    monkeypatch.setattr("collector.maintenance.maintain.due", lambda *_: due)
+    monkeypatch.setattr("collector.maintenance.maintain.merge_once", fail)
     monkeypatch.setattr("collector.maintenance.bound_to_this_process", lambda _: ["false"])
 
     async def work(_stages: Stages, health: Health, _location: Location) -> None:
