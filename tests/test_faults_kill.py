@@ -112,7 +112,7 @@ def report(rows: list[tuple[object, ...]]) -> None:
 
 def caught(location: Location, in_lake: Counter[str], in_spool: set[str], known: set[Path]) -> str:
     """What the kill interrupted, as far as the disk shows it. `known` are the files of former looks; it is filled."""
-    files = set((location.files / "main/spans").iterdir())
+    files = set((location.files / "main/spans").glob("*"))
     new = unlisted(location) & {path.name for path in files - known}
     known |= files
     if new:
