@@ -14,6 +14,8 @@ POOL_VARIABLE = "ARROW_DEFAULT_MEMORY_POOL"
 """Names the allocator of all that Arrow takes memory for and no caller has chosen one for."""
 JEMALLOC_VARIABLE = "JE_ARROW_MALLOC_CONF"
 """Changes how Arrow's build of jemalloc is set up."""
+UNUSED_MS = 4000
+"""Longer than the second between two seals: what one needs and the next one again is not taken anew."""
 LARGE_BYTES = 128 * 1024
 DECODED_BYTES = 2**20
 """Larger than most of what is made and dropped for a group of requests."""
@@ -48,14 +50,14 @@ def reduce_footprint() -> None:
     """For a process that only collects; call it before anything imports pyarrow.
 
     It does without what is unused. And jemalloc, where this build of pyarrow has it, gives back more of what was
-    decoded than the default: 30 MiB at 10,000 spans/s. It does so a second after the last use, and does not leave the
-    memory to the system for another one. Buffers of writers come from the pool that the environment names instead: 20
+    decoded than the default: 30 MiB at 10,000 spans/s. It does so UNUSED_MS after the last use, and does not leave the
+    memory to the system for another second. Buffers of writers come from the pool that the environment names instead: 20
     MiB less for a seal of 90,000 spans.
     """
     do_without_unused()
     if sys.platform == "linux":
         os.environ.setdefault(POOL_VARIABLE, "jemalloc")
-        os.environ.setdefault(JEMALLOC_VARIABLE, "muzzy_decay_ms:0")
+        os.environ.setdefault(JEMALLOC_VARIABLE, f"dirty_decay_ms:{UNUSED_MS},muzzy_decay_ms:0")
         # With LARGE_BYTES, pages that were just given back and are needed again take a quarter of the time of decoding.
         give_back_large_blocks(DECODED_BYTES, KEPT_BYTES)
     import pyarrow as pa  # noqa: PLC0415 - behind the line above

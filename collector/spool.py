@@ -184,18 +184,16 @@ class Spool:
         return self._last_seq
 
     def recall(self, digests: Iterable[bytes]) -> dict[bytes, Accepted]:
-        """The answers of those digests that were stored within the window; none with a window of 0 seconds."""
+        """The answers of those digests, at most a group's, that were stored within the window; none where it is 0."""
         found: dict[bytes, Accepted] = {}
         if not self._window_ns:
             return found
-        query = (
-            "SELECT rejected_spans, message FROM digests_0 WHERE digest = ?1 "
-            "UNION ALL SELECT rejected_spans, message FROM digests_1 WHERE digest = ?1"
-        )
+        wanted = list(digests)
+        is_wanted = f"WHERE digest IN ({', '.join(f'?{n}' for n in range(1, len(wanted) + 1))})"
+        query = " UNION ALL ".join(f"SELECT * FROM digests_{slot} {is_wanted}" for slot in (0, 1))
         with self._lookup_lock:
-            for digest in digests:
-                for row in self._lookup.execute(query, (digest,)).fetchall():
-                    found[digest] = Accepted(*row)
+            for digest, *answer in self._lookup.execute(query, wanted):
+                found[digest] = Accepted(*answer)
         return found
 
     def pending(self, after: int, upto: int, bytes_max: int) -> list[tuple[int, TraceRequest]]:

@@ -78,23 +78,34 @@ class Decoder:
         Raises InvalidRequestError where any request of the group is not a valid
         ExportTraceServiceRequest (decode one by one to find which).
         """
-        return self._group(requests, _parsed(requests)).decode(self._mapping)
+        wire = _parsed(requests)
+        return self._group(requests, wire, self._origins(wire)).decode(self._mapping)
 
     def screen_or_decode(self, requests: Sequence[TraceRequest]) -> Screened | Decoded:
         """Decode a group, as `decode` does, unless that may as well be done later. Raises InvalidRequestError."""
-        group = self._group(requests, _parsed(requests))
-        if not group.cuts.total() and (passed := screened(requests, group.wire, self._limits)) is not None:
+        wire = _parsed(requests)
+        origins = self._origins(wire)
+        is_cut = any(item.is_cut for coded in origins for item in coded.items)
+        if not is_cut and (passed := screened(requests, wire, self._limits)) is not None:
             return passed
-        return group.decode(self._mapping)
+        return self._group(requests, wire, origins).decode(self._mapping)
 
     def decode_screened(self, groups: Sequence[Screened]) -> Decoded:
         """Decode groups, at least one, together, as `decode` does all their requests."""
         requests = [request for group in groups for request in group.requests]
-        return self._group(requests, joined([group.wire for group in groups])).decode(self._mapping)
+        wire = joined([group.wire for group in groups])
+        return self._group(requests, wire, self._origins(wire)).decode(self._mapping)
 
-    def _group(self, requests: Sequence[TraceRequest], wire: WireSpans) -> _Group:
-        resources = self._resources.code(wire.resources.field("resource"), wire.resources.field("schema_url"))
-        scopes = self._scopes.code(wire.scopes.field("scope"), wire.scopes.field("schema_url"))
+    def _origins(self, wire: WireSpans) -> tuple[Coded[Resource], Coded[Scope]]:
+        return (
+            self._resources.code(wire.resources.field("resource"), wire.resources.field("schema_url")),
+            self._scopes.code(wire.scopes.field("scope"), wire.scopes.field("schema_url")),
+        )
+
+    def _group(
+        self, requests: Sequence[TraceRequest], wire: WireSpans, origins: tuple[Coded[Resource], Coded[Scope]]
+    ) -> _Group:
+        resources, scopes = origins
         return _Group(
             limits=self._limits,
             cuts=Counter(resource=_cut_count(resources), scope=_cut_count(scopes)),

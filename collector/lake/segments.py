@@ -58,7 +58,9 @@ def new_file(
     `first` is the first of what is to be written, from which the size of Bloom filters and of batches is taken.
     Raises OSError.
     """
-    schema, bloom_filters, batch_rows = first.schema, _bloom_filters(first, rows_per_group), _batch_rows(first)
+    is_interim = compression == INTERIM_COMPRESSION
+    bloom_filters = _bloom_filters(first, rows_per_group, is_interim=is_interim)
+    schema, batch_rows = first.schema, _batch_rows(first)
     del first  # it is large
     temporary, final = new_segment(folder, prefix)
     try:
@@ -70,7 +72,7 @@ def new_file(
                 compression=compression,
                 compression_level=1 if compression == COMPRESSION else None,
                 write_batch_size=batch_rows,
-                use_dictionary=_dictionary_columns(schema, is_interim=compression == INTERIM_COMPRESSION),
+                use_dictionary=_dictionary_columns(schema, is_interim=is_interim),
                 column_encoding=_encodings(schema),
                 bloom_filter_options=bloom_filters,
                 store_schema=False,
@@ -119,10 +121,11 @@ def _encodings(schema: pa.Schema) -> dict[str, str]:
     return encodings
 
 
-def _bloom_filters(first: pa.Table, rows_per_group: int) -> dict[str, dict[str, float]] | None:
+def _bloom_filters(first: pa.Table, rows_per_group: int, *, is_interim: bool) -> dict[str, dict[str, float]] | None:
+    """As large as the traces need, or, where the file is written anew soon, as they need at most: to count takes time."""
     if not first.num_rows or TRACE_ID not in first.column_names:
         return None
-    traces = pc.count_distinct(first.column(TRACE_ID)).as_py()
+    traces = first.num_rows if is_interim else pc.count_distinct(first.column(TRACE_ID)).as_py()
     in_group = traces * min(rows_per_group, first.num_rows) // first.num_rows
     return {TRACE_ID: {"ndv": max(in_group, 1), "fpp": _FALSE_POSITIVES}}
 
