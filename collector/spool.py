@@ -191,10 +191,22 @@ class Spool:
         wanted = list(digests)
         is_wanted = f"WHERE digest IN ({', '.join(f'?{n}' for n in range(1, len(wanted) + 1))})"
         query = " UNION ALL ".join(f"SELECT * FROM digests_{slot} {is_wanted}" for slot in (0, 1))
-        with self._lookup_lock:
-            for digest, *answer in self._lookup.execute(query, wanted):
+        with self._reading() as connection:
+            for digest, *answer in connection.execute(query, wanted):
                 found[digest] = Accepted(*answer)
         return found
+
+    @contextmanager
+    def _reading(self) -> Iterator[sqlite3.Connection]:
+        """The connection that writes, which has read most pages already, unless it is writing: then the other one."""
+        if self._lock.acquire(blocking=False):
+            try:
+                yield self._connection
+            finally:
+                self._lock.release()
+        else:
+            with self._lookup_lock:
+                yield self._lookup
 
     def pending(self, after: int, upto: int, bytes_max: int) -> list[tuple[int, TraceRequest]]:
         """The requests with after < seq <= upto in order, cut where their payloads reach `bytes_max`.
