@@ -36,7 +36,7 @@ def location(tmp_path: Path) -> Location:
 
 
 @pytest.fixture
-def lake(location: Location):  # type: ignore[no-untyped-def]
+def lake(location: Location):  # type: ignore[no-untyped-def]  # a fixture that yields
     with Lake(location, read_only=False) as lake:
         lake.ensure(COLLECTOR_DEFINITIONS)
         yield lake
@@ -206,7 +206,7 @@ def test_a_segment_that_cannot_be_written_leaves_nothing(tmp_path: Path) -> None
     folder = tmp_path / "segments"
     write_segment(bad, folder)
     with pytest.raises(AttributeError):
-        write_segment(None, folder)  # type: ignore[arg-type]
+        write_segment(None, folder)  # type: ignore[arg-type]  # wrong on purpose
     assert [path.suffix for path in folder.iterdir()] == [".parquet"]
 
 
