@@ -31,16 +31,11 @@ def spans(count: int, start: datetime, **values: Any) -> pl.DataFrame:
 
 def store(lake: Lake, *frames: pl.DataFrame) -> None:
     """Let the base set's rollups be those of these spans alone."""
-    with lake.write() as transaction:
-        for table in (MINUTES, HOURS):
-            transaction.execute(f"DELETE FROM {table}")
     minutes = pl.concat(partials(frame) for frame in frames)
-    paths = {
-        MINUTES: write_rows(lake, MINUTES, minutes),
-        HOURS: write_rows(lake, HOURS, merged(minutes, "1h")),
-    }
+    files = [(MINUTES, write_rows(lake, MINUTES, minutes)), (HOURS, write_rows(lake, HOURS, merged(minutes, "1h")))]
     with lake.write() as transaction:
-        for table, path in paths.items():
+        for table, path in files:
+            transaction.execute(f"DELETE FROM {table}")
             transaction.add_files(table, [path])
 
 
