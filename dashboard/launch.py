@@ -138,7 +138,7 @@ def _is_loopback(host: str) -> bool:
 
 def _in_url(host: str) -> str:
     # A wildcard address is listened on, not visited.
-    visited = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104
+    visited = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 - compared with, not bound
     return f"[{visited}]" if ":" in visited else visited
 
 

@@ -105,7 +105,7 @@ class SdkEmitter:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._processor.force_flush()
-        self._processor.shutdown()  # type: ignore[no-untyped-call]
+        self._processor.shutdown()  # type: ignore[no-untyped-call]  # the SDK does not annotate it
 
 
 _SDK_KINDS = {kind.value + 1: kind for kind in SdkSpanKind}

@@ -86,7 +86,7 @@ def _serialized(message: Message) -> bytes:
 
 @lru_cache(maxsize=2**12)
 def _name_and_kind(name: str, kind: int) -> bytes:
-    return _serialized(trace_pb2.Span(name=name, kind=kind))  # type: ignore[arg-type]
+    return _serialized(trace_pb2.Span(name=name, kind=kind))  # type: ignore[arg-type]  # `kind` is a number of the enum
 
 
 @lru_cache(maxsize=1)

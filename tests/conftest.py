@@ -18,7 +18,7 @@ from hypothesis import settings
 
 from collector.config import StorageConfig
 from collector.lake import maintain
-from collector.lake.lake import Lake
+from collector.lake.lake import Lake, Reader
 from collector.lake.location import locate
 from collector.lake.tables import COLLECTOR_DEFINITIONS
 
@@ -143,3 +143,20 @@ def lake(tmp_path: Path) -> Iterator[Lake]:
         lake.ensure(COLLECTOR_DEFINITIONS)
         maintain.configure(lake)
         yield lake
+
+
+@pytest.fixture(scope="module")
+def lake_of_rollups(lake_of_jobs: Path) -> Iterator[Lake]:
+    """That lake, open; each test puts into it the rollups that it needs."""
+    with Lake(locate(StorageConfig(data=str(lake_of_jobs))), read_only=False) as opened:
+        yield opened
+
+
+@pytest.fixture
+def rollups(lake_of_rollups: Lake, request: pytest.FixtureRequest) -> Iterator[Reader]:
+    """A reader of a lake with the rollups of just the frames of spans that the test is marked with."""
+    from tests.reference.rollups import store
+
+    store(lake_of_rollups, *request.param)
+    with lake_of_rollups.read() as opened:
+        yield opened

@@ -1,10 +1,6 @@
-"""Health queries and the lake's macros and views: worked examples, and SQL against Python."""
+"""Health queries: worked examples."""
 
-import re
-from collections import Counter
-from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,8 +9,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from analytics import jobs
-from analytics.buckets import INDEX_MAX, bucket_value_ns, quantile
 from analytics.change import INSUFFICIENT, Figures, change, duration
 from analytics.health import (
     DIMENSIONS,
@@ -27,15 +21,10 @@ from analytics.health import (
     health_series,
 )
 from analytics.health_source import Plan
-from analytics.rollup.job import HOURS, MINUTES, write_rows
-from analytics.rollup.partials import ROLLUP_SCHEMA, merged, partials
 from analytics.window import Window
-from collector.lake.lake import Lake, Reader
-from collector.lake.location import Location
+from collector.lake.lake import Reader
+from tests.reference.rollups import EXAMPLE, MS, NOON, SINCE, WINDOW, spans
 
-NOON = datetime(2026, 3, 1, 12, tzinfo=UTC)
-WINDOW = Window(NOON, NOON + timedelta(minutes=10))
-MS = 10**6
 COLUMNS = [
     "region",
     "count",
@@ -62,62 +51,9 @@ COLUMNS = [
 ]
 
 
-def spans(count: int, start: datetime, **values: Any) -> pl.DataFrame:
-    """`count` equal spans; a list among the values gives one to each span."""
-    row = {
-        "region": "eu", "tenant": "acme", "service_name": "cache", "component": "cache", "operation": "get",
-        "kind": "server", "start_time": int(start.timestamp() * 10**9), "duration_ns": 2 * MS, "status": "unset",
-        "cache_hit": True, "payload_bytes": 10, "sample_weight": 1.0,
-    } | values  # fmt: skip
-    columns = {name: value if isinstance(value, list) else [value] * count for name, value in row.items()}
-    return pl.DataFrame(columns, schema_overrides={"start_time": pl.Datetime("ns"), "cache_hit": pl.Boolean})
-
-
-def store(lake: Lake, *frames: pl.DataFrame) -> None:
-    minutes = pl.concat(partials(frame) for frame in frames)
-    paths = {
-        MINUTES: write_rows(lake, MINUTES, minutes),
-        HOURS: write_rows(lake, HOURS, merged(minutes, "1h")),
-    }
-    with lake.write() as transaction:
-        for table, path in paths.items():
-            transaction.add_files(table, [path])
-
-
-@pytest.fixture(scope="module")
-def lake(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lake]:
-    location = Location(tmp_path_factory.mktemp("health") / "data")
-    location.prepare()
-    with Lake(location, read_only=False) as opened:
-        jobs.prepare(opened)
-        yield opened
-
-
-@pytest.fixture
-def reader(lake: Lake, request: pytest.FixtureRequest) -> Iterator[Reader]:
-    """A reader of a lake that holds just the frames that the test is marked with."""
-    with lake.write() as transaction:
-        for table in (MINUTES, HOURS):
-            transaction.execute(f"DELETE FROM {table}")
-    store(lake, *request.param)
-    with lake.read() as opened:
-        yield opened
-
-
-BEFORE, SINCE = NOON - timedelta(minutes=9), NOON + timedelta(minutes=1)
-EXAMPLE = [
-    spans(600, BEFORE, duration_ns=[2 * MS] * 540 + [4 * MS] * 60),
-    spans(600, SINCE, duration_ns=[2 * MS] * 540 + [16 * MS] * 60, cache_hit=[True] * 450 + [False] * 150),
-    spans(300, BEFORE, region="us", status="error", cache_hit=None),
-    spans(20, BEFORE, region="ap"),
-    spans(90, SINCE, region="ap", sample_weight=None, status=["error"] * 9 + ["ok"] * 81),
-    spans(50, NOON + timedelta(minutes=10), region="later"),
-]
-
-
-@pytest.mark.parametrize("reader", [EXAMPLE], indirect=True)
-def test_health_rows_by_hand(reader: Reader) -> None:
-    rows = health_rows(reader, WINDOW, Scope(), sparkline_points=5)
+@pytest.mark.parametrize("rollups", [EXAMPLE], indirect=True)
+def test_health_rows_by_hand(rollups: Reader) -> None:
+    rows = health_rows(rollups, WINDOW, Scope(), sparkline_points=5)
     assert rows.columns == COLUMNS
     us, eu, ap = rows.to_dicts()
     assert [us["region"], eu["region"], ap["region"]] == ["us", "eu", "ap"]
@@ -143,22 +79,22 @@ def test_health_rows_by_hand(reader: Reader) -> None:
     assert (ap["baseline_count"], ap["unknown_weight_share"], ap["error_rate"]) == (20, 1.0, 0.1)
 
 
-@pytest.mark.parametrize("reader", [EXAMPLE], indirect=True)
-def test_scope_and_several_dimensions(reader: Reader) -> None:
+@pytest.mark.parametrize("rollups", [EXAMPLE], indirect=True)
+def test_scope_and_several_dimensions(rollups: Reader) -> None:
     scope = Scope(regions=("eu", "us"), tenants=("acme",), operations=("get",), components=("cache",))
-    rows = health_rows(reader, WINDOW, scope, by=("tenant", "region"))
+    rows = health_rows(rollups, WINDOW, scope, by=("tenant", "region"))
     assert rows.select("tenant", "region", "count").rows() == [("acme", "us", 0), ("acme", "eu", 600)]
-    assert health_rows(reader, WINDOW, Scope(services=("nothing",))).is_empty()
-    assert health_rows(reader, WINDOW, Scope(), by=())["count"].to_list() == [690]
+    assert health_rows(rollups, WINDOW, Scope(services=("nothing",))).is_empty()
+    assert health_rows(rollups, WINDOW, Scope(), by=())["count"].to_list() == [690]
     with pytest.raises(ValueError, match="expected different ones of region"):
-        health_rows(reader, WINDOW, Scope(), by=("host",))
+        health_rows(rollups, WINDOW, Scope(), by=("host",))
     with pytest.raises(ValueError, match="expected different ones of region"):
-        health_series(reader, WINDOW, Scope(), "x; DROP TABLE spans")
+        health_series(rollups, WINDOW, Scope(), "x; DROP TABLE spans")
 
 
-@pytest.mark.parametrize("reader", [EXAMPLE], indirect=True)
-def test_health_series(reader: Reader) -> None:
-    series = health_series(reader, WINDOW, Scope(regions=("eu",)), points=4)
+@pytest.mark.parametrize("rollups", [EXAMPLE], indirect=True)
+def test_health_series(rollups: Reader) -> None:
+    series = health_series(rollups, WINDOW, Scope(regions=("eu",)), points=4)
     assert series.columns == [
         "time", "count", "rate_per_second", "error_rate", "p50_ns", "p95_ns", "p99_ns", "hit_ratio",
     ]  # fmt: skip
@@ -168,23 +104,23 @@ def test_health_series(reader: Reader) -> None:
     assert series["count"].to_list() == [600, 0, 0, 0]
     assert series["rate_per_second"].to_list() == [600 / 180, 0, 0, 0]
     assert series["hit_ratio"].to_list() == [0.75, None, None, None]
-    by_region = health_series(reader, WINDOW, Scope(), "region", points=1)
+    by_region = health_series(rollups, WINDOW, Scope(), "region", points=1)
     assert by_region.select("region", "count").rows() == [("ap", 90), ("eu", 600)]
-    empty = health_series(reader, WINDOW, Scope(regions=("none",)), points=2)
+    empty = health_series(rollups, WINDOW, Scope(regions=("none",)), points=2)
     assert empty["count"].to_list() == [0, 0]
 
 
-@pytest.mark.parametrize("reader", [EXAMPLE], indirect=True)
-def test_choices_are_ordered_by_volume(reader: Reader) -> None:
-    found = choices(reader, WINDOW)
+@pytest.mark.parametrize("rollups", [EXAMPLE], indirect=True)
+def test_choices_are_ordered_by_volume(rollups: Reader) -> None:
+    found = choices(rollups, WINDOW)
     assert list(found) == list(DIMENSIONS)
     assert found["region"] == ["eu", "us", "ap"]
     assert found["kind"] == ["server"]
 
 
-@pytest.mark.parametrize("reader", [EXAMPLE], indirect=True)
-def test_freshness(reader: Reader) -> None:
-    assert freshness(reader) == Freshness(NOON + timedelta(minutes=11), 1660, None)
+@pytest.mark.parametrize("rollups", [EXAMPLE], indirect=True)
+def test_freshness(rollups: Reader) -> None:
+    assert freshness(rollups) == Freshness(NOON + timedelta(minutes=11), 1660, None)
 
 
 SIDES = [
@@ -199,10 +135,10 @@ SIDES = [
 ]
 
 
-@pytest.mark.parametrize("reader", [SIDES], indirect=True)
-def test_ingress_counts_each_operation_once_where_it_is_served(reader: Reader) -> None:
+@pytest.mark.parametrize("rollups", [SIDES], indirect=True)
+def test_ingress_counts_each_operation_once_where_it_is_served(rollups: Reader) -> None:
     by = ("tenant", "component", "kind")
-    rows = health_rows(reader, WINDOW, Scope(kinds=(INGRESS,)), by=by)
+    rows = health_rows(rollups, WINDOW, Scope(kinds=(INGRESS,)), by=by)
     assert sorted(rows.select(*by, "count").rows()) == [
         ("acme", "cache", "server", 90),
         ("acme", "database", "client", 70),
@@ -211,8 +147,8 @@ def test_ingress_counts_each_operation_once_where_it_is_served(reader: Reader) -
         ("manual", "other", "internal", 20),
         ("redis-only", "cache", "client", 80),
     ]
-    assert health_rows(reader, WINDOW, Scope(), by=())["count"].to_list() == [490]
-    assert health_rows(reader, WINDOW, Scope(kinds=("client",)), by=())["count"].to_list() == [250]
+    assert health_rows(rollups, WINDOW, Scope(), by=())["count"].to_list() == [490]
+    assert health_rows(rollups, WINDOW, Scope(kinds=("client",)), by=())["count"].to_list() == [250]
 
 
 LONG = [
@@ -222,20 +158,20 @@ LONG = [
 ]
 
 
-@pytest.mark.parametrize("reader", [LONG], indirect=True)
+@pytest.mark.parametrize("rollups", [LONG], indirect=True)
 @pytest.mark.parametrize(
     ("start", "hours"), [(timedelta(0), 12), (timedelta(minutes=30), 12), (timedelta(minutes=6), 15)]
 )
 def test_long_windows_from_hours_equal_those_from_minutes(
-    reader: Reader, start: timedelta, hours: int, monkeypatch: pytest.MonkeyPatch
+    rollups: Reader, start: timedelta, hours: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     window = Window(NOON + start, NOON + start + timedelta(hours=hours, minutes=-1))
-    from_minutes = health_rows(reader, window, Scope()).drop("sparkline", "sparkline_p95_ns")
+    from_minutes = health_rows(rollups, window, Scope()).drop("sparkline", "sparkline_p95_ns")
     monkeypatch.setattr("analytics.health_source.HOURS_FROM", timedelta(hours=1))
     assert Plan.of(window, 30).whole_hours
-    from_hours = health_rows(reader, window, Scope()).drop("sparkline", "sparkline_p95_ns")
+    from_hours = health_rows(rollups, window, Scope()).drop("sparkline", "sparkline_p95_ns")
     assert from_hours.sort("region").to_dicts() == from_minutes.sort("region").to_dicts()
-    series = health_series(reader, window, Scope(), points=7)
+    series = health_series(rollups, window, Scope(), points=7)
     assert series.height <= 7
     assert series["count"].sum() == from_minutes["count"].sum() > 0
 
@@ -300,106 +236,3 @@ def test_durations_are_for_people() -> None:
     ]  # fmt: skip
 
 
-SKEWED = [
-    spans(
-        5000, NOON, region=["eu", "us"] * 2500,
-        start_time=(int(NOON.timestamp()) * 10**9 + np.random.default_rng(3).integers(0, 10**11, 5000)).tolist(),
-        duration_ns=[0, *np.exp(np.random.default_rng(4).normal(14, 3, 4999)).astype(np.int64).tolist()],
-    )
-] * 2  # fmt: skip
-
-
-@pytest.mark.parametrize("reader", [SKEWED], indirect=True)
-def test_sql_and_python_give_identical_quantiles(reader: Reader) -> None:
-    rows = reader.frame("SELECT region, latency_buckets FROM rollup_1m")
-    for q in (0, 0.01, 0.5, 0.95, 0.99, 0.999, 1):
-        found = dict(
-            reader.rows(
-                "SELECT region, latency_quantile_ns(list(latency_buckets), ?) FROM rollup_1m GROUP BY region",
-                [q],
-            )
-        )
-        for region in ("eu", "us"):
-            entries = rows.filter(region=region)["latency_buckets"].map.entries().explode().struct.unnest()
-            buckets: Counter[int] = Counter()
-            for key, value in entries.rows():
-                buckets[key] += value
-            assert found[region] == quantile(buckets, q)
-    (sql_merged,) = reader.row(
-        "SELECT merge_buckets(list(latency_buckets)) FROM rollup_1m WHERE region = 'us'"
-    )
-    assert sql_merged == dict(sorted(buckets.items()))
-    series = health_series(reader, WINDOW, Scope(), "region", points=1)
-    assert dict(series.select("region", "p99_ns").rows()) == dict(
-        reader.rows(
-            "SELECT region, latency_quantile_ns(list(latency_buckets), 0.99) FROM rollup_1m GROUP BY 1"
-        )
-    )
-
-
-@pytest.mark.parametrize("reader", [SKEWED], indirect=True)
-def test_macros_take_nothing_for_nothing(reader: Reader) -> None:
-    sql = "SELECT latency_quantile_ns(list(latency_buckets), 0.5), merge_buckets(list(latency_buckets)) FROM rollup_1m"
-    assert reader.row(sql + " WHERE false") == (None, None)
-    assert reader.row("SELECT latency_quantile_ns([MAP {}], 0.5), bucket_value_ns(NULL)") == (None, None)
-
-
-@pytest.mark.parametrize("reader", [SKEWED], indirect=True)
-def test_bucket_values_are_the_same_numbers_in_sql(reader: Reader) -> None:
-    found = reader.rows("SELECT i, bucket_value_ns(i) FROM range(-1, ?) AS t(i)", [INDEX_MAX + 1])
-    assert found == [(index, bucket_value_ns(index)) for index in range(-1, INDEX_MAX + 1)]
-
-
-@pytest.mark.parametrize("reader", [SKEWED], indirect=True)
-def test_burst_moments_of_merged_partials(reader: Reader) -> None:
-    seconds = Counter(
-        (row["region"], row["start_time"].replace(microsecond=0))
-        for frame in SKEWED
-        for row in frame.select("region", pl.col("start_time").cast(pl.Datetime("us"))).to_dicts()
-    )
-    expected = {}
-    for region in ("eu", "us"):
-        for minute in (0, 1):
-            counts = [n for (r, t), n in seconds.items() if r == region and t.minute == minute]
-            expected[(region, minute)] = (
-                60, sum(counts), sum(n * n for n in counts), max(counts), max(counts) * 60 / sum(counts),
-            )  # fmt: skip
-    found = reader.rows("SELECT * FROM bursts_1m")
-    assert {(row[1], row[0].minute): tuple(row[7:]) for row in found} == expected
-
-
-def test_tenant_health_compares_the_last_quarter_hours(lake: Lake) -> None:
-    with lake.write() as transaction:
-        for table in (MINUTES, HOURS):
-            transaction.execute(f"DELETE FROM {table}")
-    now = datetime.now(UTC).replace(second=0, microsecond=0)
-    store(
-        lake,
-        spans(900, now - timedelta(minutes=4), duration_ns=4 * MS, cache_hit=[True, False] * 450),
-        spans(450, now - timedelta(minutes=24), status=["error"] * 45 + ["ok"] * 405),
-        spans(77, now - timedelta(minutes=40)),
-    )
-    with lake.read() as reader:
-        (row,) = reader.frame("FROM tenant_health").to_dicts()
-    assert (row["tenant"], row["region"], row["count"], row["baseline_count"]) == ("acme", "eu", 900, 450)
-    assert (row["rate_per_second"], row["baseline_rate_per_second"]) == (1.0, 0.5)
-    assert (row["error_rate"], row["baseline_error_rate"]) == (0.0, 0.1)
-    assert (row["hit_ratio"], row["baseline_hit_ratio"]) == (0.5, 1.0)
-    assert row["p95_ns"] == pytest.approx(4 * MS, rel=0.0101)
-    assert row["baseline_p95_ns"] == pytest.approx(2 * MS, rel=0.0101)
-
-
-def documented_queries() -> list[str]:
-    page = Path(__file__).parents[1] / "docs" / "rollups.md"
-    return re.findall(r"```sql\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
-
-
-@pytest.mark.parametrize("query", documented_queries())
-@pytest.mark.parametrize("reader", [EXAMPLE], indirect=True)
-def test_documented_queries_run(reader: Reader, query: str) -> None:
-    assert reader.frame(query).width > 1
-
-
-def test_the_page_describes_every_column() -> None:
-    page = (Path(__file__).parents[1] / "docs" / "rollups.md").read_text(encoding="utf-8")
-    assert [name for name in ROLLUP_SCHEMA if f"`{name}`" not in page] == []

@@ -237,7 +237,7 @@ def test_compaction_steps_back_where_another_was_faster(lake: Lake, monkeypatch:
         if not raced:
             raced.append(True)
             assert compact.compact(lake, BASE, BASE.minutes, "1m") == 8
-        return write_rows(*arguments)  # type: ignore[arg-type]
+        return write_rows(*arguments)  # type: ignore[arg-type]  # what was handed over
 
     monkeypatch.setattr(compact, "write_rows", slow)
     assert compact.compact(lake, BASE, BASE.minutes, "1m") == 0
@@ -342,7 +342,7 @@ def test_run_forever_survives_errors_and_stops(lake: Lake, monkeypatch: pytest.M
         calls.append(1)
         if len(calls) == 1:
             raise OSError("the disk is away")
-        report = roll_up(*arguments, memory=memory)  # type: ignore[arg-type]
+        report = roll_up(*arguments, memory=memory)  # type: ignore[arg-type]  # what was handed over
         stop.set()
         return report
 

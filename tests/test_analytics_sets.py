@@ -146,7 +146,7 @@ def test_new_spans_do_not_wait_for_a_set_that_reads_old_ones(lake: Lake, monkeyp
     run = job.run
 
     def spied(lake: Lake, which: tuple[DimensionSet, ...], *rest: object) -> None:
-        run(lake, which, *rest)  # type: ignore[arg-type]
+        run(lake, which, *rest)  # type: ignore[arg-type]  # what was handed over
         ran.append((which[0].name, len(ran)))
         if len(ran) == 1:
             add(lake, 20)

@@ -92,7 +92,7 @@ def names(data: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_ready_line_and_clean_stop(start, tmp_path: Path, number: int) -> None:  # type: ignore[no-untyped-def]
+def test_ready_line_and_clean_stop(start, tmp_path: Path, number: int) -> None:  # type: ignore[no-untyped-def]  # of a fixture
     collector = start()
     assert collector.ready["ready"] is True
     assert collector.ready["pid"] == collector.process.pid
@@ -105,7 +105,7 @@ def test_ready_line_and_clean_stop(start, tmp_path: Path, number: int) -> None: 
     assert "Traceback" not in collector.errors
 
 
-def test_what_is_acknowledged_is_soon_in_the_answers_of_queries(start, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+def test_what_is_acknowledged_is_soon_in_the_answers_of_queries(start, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]  # of a fixture
     collector = start()
     assert collector.post(payload("soon"))[0] == 200
     with Lake(locate(StorageConfig(data=str(tmp_path / "data"))), read_only=True) as lake:
@@ -117,7 +117,7 @@ def test_what_is_acknowledged_is_soon_in_the_answers_of_queries(start, tmp_path:
 
 
 @pytest.mark.parametrize("seed", [1, 2, 3])
-def test_kill_under_load_keeps_every_acknowledged_span_once(start, tmp_path: Path, seed: int) -> None:  # type: ignore[no-untyped-def]
+def test_kill_under_load_keeps_every_acknowledged_span_once(start, tmp_path: Path, seed: int) -> None:  # type: ignore[no-untyped-def]  # of a fixture
     rng = random.Random(seed)
     collector = start()
     addresses = {"grpc_address": collector.ready["grpc"], "http_address": collector.ready["http"]}
@@ -155,7 +155,7 @@ def test_kill_under_load_keeps_every_acknowledged_span_once(start, tmp_path: Pat
     assert names(tmp_path / "data") == sorted(expected)
 
 
-def test_a_second_collector_on_the_same_folder_says_who_has_it(start, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+def test_a_second_collector_on_the_same_folder_says_who_has_it(start, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]  # of a fixture
     collector = start()
     second = run("collect", "--data", str(tmp_path / "data"), "--grpc", "127.0.0.1:0", "--http", "127.0.0.1:0")
     assert second.returncode == 1
@@ -166,7 +166,7 @@ def test_a_second_collector_on_the_same_folder_says_who_has_it(start, tmp_path: 
     assert names(tmp_path / "data") == ["still here"]
 
 
-def test_a_port_in_use_is_named(start, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+def test_a_port_in_use_is_named(start, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]  # of a fixture
     collector = start()
     second = run(
         "collect", "--data", str(tmp_path / "other"), "--grpc", collector.ready["grpc"], "--http", "127.0.0.1:0"
@@ -186,7 +186,7 @@ def test_a_folder_that_cannot_be_written_is_a_message(tmp_path: Path) -> None:
         assert "Traceback" not in refused.stderr
 
 
-def test_a_folder_of_a_newer_schema_is_refused(start, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+def test_a_folder_of_a_newer_schema_is_refused(start, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]  # of a fixture
     start().stop()
     with Lake(locate(StorageConfig(data=str(tmp_path / "data"))), read_only=False) as lake, lake.write() as transaction:
         transaction.execute("INSERT INTO schema_version VALUES (?, now()::TIMESTAMP)", [SCHEMA_VERSION + 7])
@@ -238,7 +238,7 @@ def test_a_start_on_a_full_disk_is_a_message(tmp_path: Path, free_bytes: int) ->
     ],
     ids=["garbage", "truncated", "content type", "encoding", "not gzip", "broken JSON"],
 )
-def test_bad_input_is_told_and_harms_nobody(  # type: ignore[no-untyped-def]
+def test_bad_input_is_told_and_harms_nobody(  # type: ignore[no-untyped-def]  # of a fixture
     start, tmp_path: Path, body: bytes, headers: dict[str, str], status: int, message: bytes
 ) -> None:
     collector = start()

@@ -87,7 +87,7 @@ class Sender:
             if not outcome:
                 self.rejected.update(names)
 
-    def _over_grpc(self, address: str):  # type: ignore[no-untyped-def]
+    def _over_grpc(self, address: str):  # type: ignore[no-untyped-def]  # returns `send`
         channel = grpc.insecure_channel(address, [("grpc.use_local_subchannel_pool", 1)])
         export = channel.unary_unary(EXPORT, response_deserializer=ExportTraceServiceResponse.FromString)
 
@@ -100,7 +100,7 @@ class Sender:
 
         return send
 
-    def _over_http(self, address: str):  # type: ignore[no-untyped-def]
+    def _over_http(self, address: str):  # type: ignore[no-untyped-def]  # returns `send`
         connection = http.client.HTTPConnection(address, timeout=30)
 
         def send(body: bytes) -> bool | None:

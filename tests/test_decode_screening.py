@@ -19,7 +19,7 @@ from collector.config import CollectorConfig, Config, LimitsConfig, MappingConfi
 from collector.decode import decoder as decoding
 from collector.decode.decoder import Decoded, Decoder
 from collector.decode.screening import SPANS_MAX, Screened
-from collector.decode.wire import WireSpans
+from collector.decode.wire import WireSpans, joined
 from collector.errors import InvalidRequestError
 from collector.lake.lake import Lake
 from collector.lake.location import locate
@@ -82,6 +82,20 @@ def test_one_unusual_span_is_decoded_at_once(odd: Span) -> None:
     found = taken(payload(span(), odd))
     assert isinstance(found, Decoded)
     assert found.spans.num_rows + found.answers[0].rejected_spans == 2
+
+
+def test_what_waits_counts_in_memory_once_with_its_resources() -> None:
+    """Payloads are kept, and all that they were parsed into: resources, and spans once."""
+    sent = ExportTraceServiceRequest()
+    for number in range(20):
+        group = sent.resource_spans.add()
+        group.resource.attributes.add(key="text").value.string_value = f"{number}" * 1000
+        group.scope_spans.add().spans.append(span(status=Status(message="m" * 1000)))
+    content = sent.SerializeToString()
+    found = taken(content)
+    assert isinstance(found, Screened)
+    assert found.nbytes >= 2 * len(content)
+    assert 2 * len(content) <= joined([found.wire, found.wire]).nbytes <= 2.5 * len(content)
 
 
 def test_a_large_group_is_decoded_at_once() -> None:

@@ -54,7 +54,7 @@ class At:
 
 def truth(kind: str, minutes: int = 10, **place: object) -> Truth:
     start = int(START.timestamp())
-    return Truth(kind, start, start + 60 * minutes, "latency", 3.0, **place)  # type: ignore[arg-type]
+    return Truth(kind, start, start + 60 * minutes, "latency", 3.0, **place)  # type: ignore[arg-type]  # parts of a place, by name
 
 
 NOISY = truth(

@@ -61,7 +61,7 @@ ATTRIBUTES = st.lists(
     unique_by=lambda pair: pair[0],
 ).map(lambda pairs: [{"key": key, "value": value} for key, value in pairs])
 COUNTS = st.integers(0, 3)
-TIMES = st.integers(1, 2**63 - 1).map(str)
+TIMES = st.integers(1, 2**63 - 2).map(str)
 HEX = st.binary(max_size=9).map(bytes.hex)
 EVENTS = st.fixed_dictionaries(
     {"timeUnixNano": st.integers(0, 2**64 - 1).map(str), "name": TEXTS, "attributes": ATTRIBUTES,

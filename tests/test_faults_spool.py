@@ -239,10 +239,10 @@ def unsealed(tmp_path_factory: pytest.TempPathFactory) -> Location:
     fill(location, NAMES[:60])
     original = Lake.write
     try:
-        Lake.write = fail  # type: ignore[method-assign, assignment]
+        Lake.write = fail  # type: ignore[method-assign, assignment]  # the method is replaced
         fill(location, NAMES[60:], snapshot_to=location.root.with_name("crashed"))
     finally:
-        Lake.write = original  # type: ignore[method-assign]
+        Lake.write = original  # type: ignore[method-assign]  # and put back
     return Location(location.root.with_name("crashed"))
 
 

@@ -243,11 +243,11 @@ def test_pages(tmp_path: Path) -> None:
             events: list[dict[str, object]] = []
 
             async def send(event: object) -> None:
-                events.append(event)  # type: ignore[arg-type]
+                events.append(event)  # type: ignore[arg-type]  # an ASGI message is a dict
 
             scope = {"type": "http", "path": path, "method": "GET", "headers": []}
-            await pages(scope, None, send)  # type: ignore[arg-type]
-            return events[0]["status"], json.loads(events[1]["body"])  # type: ignore[arg-type, return-value]
+            await pages(scope, None, send)  # type: ignore[arg-type]  # nothing is received
+            return events[0]["status"], json.loads(events[1]["body"])  # type: ignore[arg-type, return-value]  # the fields of ASGI's messages
 
         well = {"status": "ok", "problems": []}
         assert [await get(path) for path in ("/", "/ready", "/live")] == [(200, well)] * 3

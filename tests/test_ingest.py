@@ -45,13 +45,13 @@ def payload(names: list[str], trace_id: bytes = b"\1" * 16, bad_ids: int = 0) ->
 
 
 def request(names: list[str], tenant: str | None = None, **keywords: object) -> TraceRequest:
-    return TraceRequest(payload(names, **keywords), time.time_ns(), tenant)  # type: ignore[arg-type]
+    return TraceRequest(payload(names, **keywords), time.time_ns(), tenant)  # type: ignore[arg-type]  # fields of a span, by name
 
 
 def config_of(folder: Path, **collector: object) -> Config:
     return Config(
         storage=StorageConfig(data=str(folder)),
-        collector=CollectorConfig(**collector),  # type: ignore[arg-type]
+        collector=CollectorConfig(**collector),  # type: ignore[arg-type]  # settings by name
         limits=LimitsConfig(name_bytes_max=2**20),
     )
 

@@ -33,6 +33,7 @@ from collector.lake.sandbox import Sandbox, open_sandbox
 from collector.lake.segments import write_segment
 from collector.spans import SPAN_SCHEMA
 from dashboard.cli import main as spanlake
+from tests.reference.floats import rounded
 
 NOON = datetime(2026, 3, 1, 12, tzinfo=UTC)
 MINUTES, BEGIN, PER_SECOND = 45, 38, 12
@@ -176,7 +177,7 @@ def test_what_goes_on_says_what_all_that_is_read_at_once_says(tmp_path: Path) ->
                 one, other = ongoing.until(reader, until), load(reader, until - history * MINUTE, until)
             assert told(one) == told(other)
             found, expected = (findings(known, until, 15 * MINUTE, settings) for known in (one, other))
-            assert [exact(asdict(finding)) for finding in found] == [exact(asdict(finding)) for finding in expected]
+            assert [rounded(asdict(finding)) for finding in found] == [rounded(asdict(finding)) for finding in expected]
             kinds |= {finding.kind for finding in found}
     assert kinds, "something was found"
 
@@ -195,15 +196,6 @@ def told(evidence: Evidence) -> dict[str, list[tuple[Any, ...]]]:
                 summed = frame.join(keys, on="series", nulls_equal=True).drop("series").group_by(by).sum()
                 frames[f"{field.name} {name}"] = summed
     return {name: sorted(frame.rows(), key=str) for name, frame in frames.items()}
-
-
-def exact(value: Any) -> Any:
-    """The same with floats to 9 digits: sums of the same in another order."""
-    if isinstance(value, float):
-        return float(f"{value:.9g}")
-    if isinstance(value, dict):
-        return {key: exact(one) for key, one in value.items()}
-    return [exact(one) for one in value] if isinstance(value, list | tuple) else value
 
 
 def test_the_job_judges_each_minute_once(lake: Lake) -> None:
@@ -360,7 +352,7 @@ def test_looking_back_tells_the_same_however_much_is_read_at_once(lake: Lake, mo
     monkeypatch.setattr(looking_back, "_ROWS_HELD_MAX", 1)
     one_by_one = looking_back.look_back(lake, window, config).found
     assert at_once
-    assert [exact(asdict(finding)) for finding in one_by_one] == [exact(asdict(finding)) for finding in at_once]
+    assert [rounded(asdict(finding)) for finding in one_by_one] == [rounded(asdict(finding)) for finding in at_once]
 
 
 def test_tables_without_files_are_not_filled(tmp_path: Path) -> None:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import shutil
+import sqlite3
 import subprocess
 import sys
 import time
+from contextlib import closing
 from pathlib import Path
 
 import duckdb
@@ -34,7 +36,7 @@ def location(tmp_path: Path) -> Location:
 
 
 @pytest.fixture
-def lake(location: Location):  # type: ignore[no-untyped-def]
+def lake(location: Location):  # type: ignore[no-untyped-def]  # a fixture that yields
     with Lake(location, read_only=False) as lake:
         lake.ensure(COLLECTOR_DEFINITIONS)
         yield lake
@@ -204,7 +206,7 @@ def test_a_segment_that_cannot_be_written_leaves_nothing(tmp_path: Path) -> None
     folder = tmp_path / "segments"
     write_segment(bad, folder)
     with pytest.raises(AttributeError):
-        write_segment(None, folder)  # type: ignore[arg-type]
+        write_segment(None, folder)  # type: ignore[arg-type]  # wrong on purpose
     assert [path.suffix for path in folder.iterdir()] == [".parquet"]
 
 
@@ -305,6 +307,46 @@ def test_cleaning_keeps_the_last_mark_of_each_job(numbered: Lake, monkeypatch: p
         assert reader.rows("SELECT job, position FROM progress ORDER BY job") == [("a", 2), ("b", 2)]
     with numbered.write() as transaction:
         transaction.advance("a", 2, 3)
+
+
+def advance(lake: Lake, first: int, last: int) -> None:
+    for position in range(first, last + 1):
+        with lake.write() as transaction:
+            transaction.advance("job", position - 1 or None, position)
+
+
+def inlined_rows(lake: Lake) -> int:
+    """How many rows of tables the catalog itself has, whether a snapshot shows them or not."""
+    with closing(sqlite3.connect(lake.location.catalog)) as catalog:
+        tables = [name for (name,) in catalog.execute("SELECT table_name FROM ducklake_inlined_data_tables")]
+        return sum(catalog.execute(f"SELECT count(*) FROM {name}").fetchone()[0] for name in tables)
+
+
+def test_marks_that_no_snapshot_shows_leave_the_catalog(lake: Lake, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(maintain, "PROGRESS_ROWS_MAX", 4)
+    before, kept = inlined_rows(lake), []
+    for first in (1, 21, 41):
+        advance(lake, first, first + 19)
+        maintain.clean(lake, now=time.time() + maintain.SNAPSHOTS_KEPT_SECONDS + 60)
+        kept.append(inlined_rows(lake) - before)
+    assert kept == [1, 1, 1], "the last mark"
+    with lake.read() as reader:
+        assert reader.position("job") == 60
+    advance(lake, 61, 62)
+
+
+def test_who_reads_an_expired_snapshot_has_its_marks_for_the_grace(lake: Lake, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(maintain, "PROGRESS_ROWS_MAX", 4)
+    monkeypatch.setattr(maintain, "SNAPSHOTS_KEPT_SECONDS", 0.0)
+    advance(lake, 1, 20)
+    with lake.read() as reader:
+        maintain.clean(lake, now=time.time() + 60)
+        assert reader.row("SELECT count(*) FROM progress") == (20,)
+        with lake.read() as other:
+            assert other.row(f"SELECT count(*) FROM {engine.CATALOG}.snapshots()") == (1,)
+    found = inlined_rows(lake)
+    maintain.clean(lake, now=time.time() + maintain.FILES_GRACE_SECONDS + 60)
+    assert inlined_rows(lake) == found - 19
 
 
 def test_any_duckdb_of_the_release_attaches_by_the_printed_statement(numbered: Lake) -> None:

@@ -128,7 +128,7 @@ def test_the_window_holds_for_one_length_and_ends_before_two(tmp_path: Path, age
 
 def test_a_failed_append_stores_nothing_and_the_next_one_works(tmp_path: Path) -> None:
     spool = Spool(tmp_path, 3600)
-    broken = Entry(b"d", TraceRequest(object(), 1, None), Accepted())  # type: ignore[arg-type]
+    broken = Entry(b"d", TraceRequest(object(), 1, None), Accepted())  # type: ignore[arg-type]  # wrong on purpose
     with pytest.raises(sqlite3.Error):
         spool.append([entry(b"a"), broken], 0)
     assert pending(spool) == []

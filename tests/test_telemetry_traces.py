@@ -128,14 +128,14 @@ class Recorder(http.server.BaseHTTPRequestHandler):
         self.send_header("content-length", "0")
         self.end_headers()
 
-    def log_message(self, format: str, *args: object) -> None:  # noqa: A002
+    def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the base class's name
         """Quiet."""
 
 
 @pytest.fixture
 def endpoint() -> Iterator[tuple[str, type[Recorder]]]:
     class Own(Recorder):
-        taken = []  # noqa: RUF012
+        taken = []  # noqa: RUF012 - a class for each test
 
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Own)
     thread = threading.Thread(target=server.serve_forever)

@@ -288,7 +288,7 @@ def test_counters_name_a_bounded_number_of_tenants() -> None:
 
 
 def configured(grpc_address: str, http_address: str = "127.0.0.1:4318", **sections: object) -> Config:
-    return Config(collector=CollectorConfig(grpc=grpc_address, http=http_address), **sections)  # type: ignore[arg-type]
+    return Config(collector=CollectorConfig(grpc=grpc_address, http=http_address), **sections)  # type: ignore[arg-type]  # settings by name
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1:0", "127.3.2.1:4317", "[::1]:4317", "localhost:4317"])
@@ -369,7 +369,7 @@ def start() -> Iterator[Callable[..., Collector]]:
     started: list[Collector] = []
 
     def start(*arguments: object, **keywords: object) -> Collector:
-        started.append(Collector(*arguments, **keywords))  # type: ignore[arg-type]
+        started.append(Collector(*arguments, **keywords))  # type: ignore[arg-type]  # what was handed over
         return started[-1]
 
     yield start

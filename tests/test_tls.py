@@ -109,13 +109,13 @@ def serving(config: TlsConfig) -> Iterator[tuple[Endpoints, Recorder]]:
         return Servers(CollectorConfig.model_validate(addresses), recorder, Certificates(config))
 
     def run(work: object) -> object:
-        return asyncio.run_coroutine_threadsafe(work, loop).result(20)  # type: ignore[arg-type]
+        return asyncio.run_coroutine_threadsafe(work, loop).result(20)  # type: ignore[arg-type]  # any coroutine
 
     servers = run(make())
     try:
-        yield run(servers.start()), recorder  # type: ignore[attr-defined, misc]
+        yield run(servers.start()), recorder  # type: ignore[attr-defined, misc]  # `run` gives what was made
     finally:
-        run(servers.stop(1))  # type: ignore[attr-defined]
+        run(servers.stop(1))  # type: ignore[attr-defined]  # as above
         loop.call_soon_threadsafe(loop.stop)
         thread.join()
         loop.close()
@@ -143,7 +143,7 @@ def send(exporter: SpanExporter) -> bool:
     span = TracerProvider(shutdown_on_exit=False).get_tracer("test").start_span("one")
     span.end()
     try:
-        return exporter.export([span]) is SpanExportResult.SUCCESS  # type: ignore[list-item]
+        return exporter.export([span]) is SpanExportResult.SUCCESS  # type: ignore[list-item]  # an ended SDK span is readable
     finally:
         exporter.shutdown()
 

@@ -131,7 +131,7 @@ def _matches(silence: dict[str, str], finding: Finding, minute: datetime) -> boo
 
 
 def _sent(url: str, body: bytes) -> bool:
-    request = urllib.request.Request(url, body, {"Content-Type": "application/json"}, method="POST")  # noqa: S310
+    request = urllib.request.Request(url, body, {"Content-Type": "application/json"}, method="POST")  # noqa: S310 - the scheme was checked
     for left in reversed(range(TRIES)):
         try:
             with urllib.request.urlopen(request, timeout=TIMEOUT_SECONDS):  # noqa: S310 - the scheme was checked

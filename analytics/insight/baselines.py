@@ -28,6 +28,7 @@ GOES_ON = 0.4
 _NORMAL_95 = 1.645
 _BASELINE_MIN = 8
 _P_UNCLEAN = 1e-6
+"""Of as many events in a minute of the baseline: one that has fewer chances is an incident."""
 _INCIDENTS_SHARE = 0.3
 """Of the baseline, as much as incidents may take up without making its usual rate look higher."""
 P_TOLD_MAX = 1e-7
@@ -35,9 +36,13 @@ P_TOLD_MAX = 1e-7
 measures, stretches, most of them of the same events): 14 million a day, of which that is one or two by chance; and what
 is told must be worth it, be high in most of its minutes, and stand out a minute later, too."""
 _Z_TESTED = 2.0
+"""Of a sum; what stands out less has the probability of a normal distribution, which is nearly right there."""
 _Z_OF_NO_P = 40.0
+"""More than any probability that a float holds."""
 _EVENTS_MANY = 10.0
+"""Of a baseline; so many tell by themselves whether events come together."""
 _PRIOR_EVENTS = 5.0
+"""As many as the common dispersion counts for."""
 _NEARLY = 0.999
 """Of a bound: sums of the same are equal but for rounding."""
 
@@ -57,9 +62,10 @@ class Least:
 class Scan:
     """For each series the most striking stretch of `length` minutes up to the end; 0 minutes where none is.
 
-    `z`: its sum in standard deviations; `p`: its one-sided probability by the counts of baseline and stretch, which is
-    larger where events are few; `observed`, `expected`, `trials`: sums
-    over it; `since`: when it began (see `onset`); `scale`, `dispersion`: of the deviations and counts of its baseline.
+    A value a series. `z`: its sum in standard deviations; `p`: its one-sided probability by the counts of baseline and
+    stretch, which is larger where events are few; `observed`, `expected`, `trials`: sums over it; `since`: when it
+    began (see `onset`); `scale`, `dispersion`: of the deviations and counts of its baseline. `residuals`: deviations, a
+    row a series, a column a minute.
     """
 
     z: Floats

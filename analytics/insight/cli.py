@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
 if TYPE_CHECKING:
-    import polars as pl
-
-    from analytics.insight.finding import Finding
     from analytics.window import Window
     from collector.config import Config
     from collector.lake.lake import Lake
@@ -62,6 +59,7 @@ def insights(
     Tells what `spanlake analyze` found as the window passed, and judges what it did not: each minute against the hours
     before it. Without history to compare with it says so.
     """
+    from analytics.insight.forms import written
     from analytics.insight.looking_back import NoHistoryError, look_back
 
     with _asked(data, config_file, window, until, cache_files=False, judged=not anew) as asked:
@@ -81,7 +79,7 @@ def insights(
         )
     if answer.late:
         click.echo(f"{answer.late:,} spans came after their minutes were judged; --anew takes them in", err=True)
-    click.echo(_written(answer.found, asked.window.end, format_))
+    click.echo(written(answer.found, asked.window.end, format_))
 
 
 @contextmanager
@@ -91,7 +89,8 @@ def _asked(
 ) -> Iterator[_Asked]:  # fmt: skip
     """`judged`: up to the newest minute that is judged, where that is not long before the newest of all.
 
-    Raises UsageError for a window or time that is none, OperatorError where there is no lake."""
+    Raises UsageError for a window or time that is none, OperatorError where there is no lake.
+    """
     from analytics.window import Window
     from collector.lake.lake import Lake
     from collector.lake.location import locate
@@ -153,61 +152,6 @@ def _judged_end(lake: Lake, end: datetime) -> datetime:
     return end - lag if timedelta(0) < lag <= timedelta(minutes=3) else end
 
 
-def _written(found: Sequence[Finding], end: datetime, format_: str) -> str:
-    if format_ == "json":
-        from analytics.insight.finding import frame
-
-        rows = frame(list(found), end).to_dicts()
-        return json.dumps(rows, default=lambda value: f"{value.isoformat()}Z", indent=2)
-    if not found:
-        return "Nothing stands out."
-    if format_ == "markdown":
-        return "\n".join(
-            f"- **{one.severity}** ({one.state}) {one.sentence}" + _also(one, "; explains ", "; against ")
-            for one in found
-        )
-    return "\n".join(
-        f"{one.severity:<8} {one.state:<8} {one.sentence}{_also(one, _BELOW, _BELOW + 'against ')}" for one in found
-    )
-
-
-_BELOW = "\n" + " " * 18
-
-
-def _also(finding: Finding, symptoms: str, baselines: str) -> str:
-    """What else it explains, and what it was compared with, each after its own words."""
-    parts = ((symptoms, ", ".join(finding.symptoms)), (baselines, "; ".join(finding.baselines)))
-    return "".join(f"{before}{told}" for before, told in parts if told)
-
-
-def table(frame: pl.DataFrame) -> str:
-    """A frame as text, all of its rows."""
-    import polars as pl
-
-    with pl.Config(
-        tbl_rows=-1,
-        tbl_cols=-1,
-        fmt_str_lengths=60,
-        tbl_width_chars=240,
-        tbl_hide_dataframe_shape=True,
-        tbl_hide_column_data_types=True,
-    ):
-        return str(frame)
-
-
-def _shown(frame: pl.DataFrame, format_: str) -> str:
-    if format_ == "json":
-        return json.dumps(frame.to_dicts(), default=str, indent=2)
-    if format_ == "markdown":
-        return _markdown(frame.columns, frame.rows(), str)
-    return table(frame)
-
-
-def _markdown(columns: Sequence[str], rows: Sequence[Sequence[Any]], text: Callable[[Any], str]) -> str:
-    lines = [" | ".join(columns), " | ".join("---" for _ in columns), *(" | ".join(map(text, row)) for row in rows)]
-    return "\n".join(f"| {line} |" for line in lines)
-
-
 @click.command()
 @click.option("--where", required=True, help="SQL condition on columns of spans, such as \"status = 'error'\".")
 @_window
@@ -223,6 +167,7 @@ def explain(
     Compares, over all spans, how often each value of each attribute occurs among the selected and the others.
     """
     from analytics.insight.explaining import explain as explained
+    from analytics.insight.forms import shown
     from collector.lake.sandbox import open_sandbox
 
     with (
@@ -230,7 +175,7 @@ def explain(
         open_sandbox(asked.lake.location, asked.config.query) as sandbox,
     ):
         found = explained(sandbox, asked.window, where)
-    click.echo(_shown(found, format_))
+    click.echo(shown(found, format_))
 
 
 @click.command()
@@ -249,6 +194,7 @@ def compare(
     Strata are tenant and operation, so that who is there does not pass for how fast they are.
     """
     from analytics.insight.comparing import compare as compared
+    from analytics.insight.forms import shown
     from collector.lake.sandbox import open_sandbox
 
     with (
@@ -259,7 +205,7 @@ def compare(
     if format_ == "json":
         click.echo(json.dumps(result.as_json(), default=str, indent=2))
     else:
-        click.echo(f"{result.sentence}\n\n{_shown(result.operations, format_)}")
+        click.echo(f"{result.sentence}\n\n{shown(result.operations, format_)}")
 
 
 @click.command("critical-path")
@@ -276,6 +222,7 @@ def critical_path(
 
     Of traces that have a span for which the condition holds.
     """
+    from analytics.insight.forms import shown
     from analytics.insight.time_spent import time_spent
     from collector.lake.sandbox import open_sandbox
 
@@ -284,7 +231,7 @@ def critical_path(
         open_sandbox(asked.lake.location, asked.config.query) as sandbox,
     ):
         found = time_spent(sandbox, asked.window, where)
-    click.echo(_shown(found, format_))
+    click.echo(shown(found, format_))
 
 
 @click.command()
@@ -310,6 +257,7 @@ def baselines(
     counted as insufficient history.
     """
     from analytics.change import INSUFFICIENT
+    from analytics.insight.forms import shown
     from analytics.insight.seasons import compared
 
     limits = {name: [value] for name, value in (("region", region), ("tenant", tenant)) if value is not None}
@@ -321,7 +269,7 @@ def baselines(
         except ValueError as error:
             raise click.UsageError(f"--by {by}: {error}") from error
     told = found if every else found.filter(~found["verdict"].is_in(["usual", INSUFFICIENT]))
-    click.echo(_shown(told, format_))
+    click.echo(shown(told, format_))
     counts = found["verdict"].value_counts(sort=True).rows()
     click.echo(f"{', '.join(f'{count} {verdict}' for verdict, count in counts) or 'no series'}", err=True)
 

@@ -75,7 +75,7 @@ class Evidence:
         """All of several stretches of time that do not share spans."""
         if not parts:
             return cls.empty()
-        return cls(**{name: _concat([getattr(part, name) for part in parts]) for name in _FIELDS})  # type: ignore[arg-type]
+        return cls(**{name: _concat([getattr(part, name) for part in parts]) for name in _FIELDS})  # type: ignore[arg-type]  # each field has its own type
 
     def with_traced(self, later: Sequence[Evidence]) -> Evidence:
         """With what the tables of traces tell of later stretches of time."""
@@ -94,7 +94,7 @@ class Evidence:
         """What the minutes from `start` up to `end` (aware) tell; of hours, what is before `end`."""
         bounds = tuple(time.replace(tzinfo=None) if time else None for time in (start, end))
         parts = {name: _part(getattr(self, name), *bounds) for name in _FIELDS if name != "hourly"}
-        return Evidence(**parts, hourly=_between(self.hourly, None, bounds[1]))  # type: ignore[arg-type]
+        return Evidence(**parts, hourly=_between(self.hourly, None, bounds[1]))  # type: ignore[arg-type]  # each field has its own type
 
     @property
     def first_minute(self) -> datetime | None:

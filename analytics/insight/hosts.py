@@ -156,7 +156,7 @@ def _host(scene: Scene, groups: Groups, index: int, what: str, measure: Rated, w
         )
     excess = float((groups.measure.observed - groups.measure.expected)[index, since:].sum())
     return Finding(
-        kind, place, telling.severity(effect.ratio, hurt.share),  # type: ignore[arg-type]
+        kind, place, telling.severity(effect.ratio, hurt.share),  # type: ignore[arg-type]  # `kind` is one of KINDS
         telling.score(weight, effect.ratio, excess, hurt.share), telling.aware(scene, since), scene.until, effect,
         confidence, sentence, hurt.tenants, (f"tenant={culprit.tenant}",) if culprit else (f"host={host}",),
         exemplars=telling.exemplars(scene, Place(region, service), since, errors=what == "errors"),

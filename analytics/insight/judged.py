@@ -84,9 +84,9 @@ class Record:
 def stretches(reader: Reader, window: Window, settings: str) -> list[Judged]:
     """What was judged of `window` by `settings`, in order; the first and the last may reach beyond it.
 
-    Empty for a lake of an older release. Raises duckdb.Error.
+    Empty for a lake of an older release, which has no such table. Raises duckdb.Error.
     """
-    if not reader.has(TABLE):
+    if TABLE not in reader.filled():
         return []
     found = reader.rows(
         f"SELECT start, max(until), arg_max(spans, until) FROM {TABLE} WHERE until > ? AND start < ? AND settings = ? "

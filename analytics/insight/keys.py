@@ -57,7 +57,7 @@ def find(scene: Scene) -> list[Finding]:
 
 
 def _told(scene: Scene, known: pl.DataFrame, row: dict[str, object], tests: int) -> Finding | None:
-    count, total, usual, share = (float(row[name]) for name in ("count", "total", "usual", "share"))  # type: ignore[arg-type]
+    count, total, usual, share = (float(row[name]) for name in ("count", "total", "usual", "share"))  # type: ignore[arg-type]  # numbers, in these columns
     p = float(stats.binomtest(int(count), int(total), min(usual, 1.0), alternative="greater").pvalue)
     corrected = min(1.0, p * tests)
     if corrected > scene.config.false_discovery_rate:

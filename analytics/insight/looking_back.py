@@ -40,7 +40,8 @@ class Answer:
     """Findings of a window, most important first; `state` is 'ongoing' for those that are open at its end, else
     'resolved'.
 
-    `anew`: the parts that were judged now. `late`: of the spans of all others, how many came after they were judged.
+    `anew`: the parts that were judged now. `late`: how many spans came after the others were judged; counted by
+    stretches, of which the first and the last may reach beyond the window.
     """
 
     found: list[Finding]
@@ -120,11 +121,13 @@ def _stored(reader: Reader, window: Window, known: Sequence[Judged]) -> Iterator
     last = inside.group_by("identity").agg(pl.max("minute"), first=pl.min("since"))
     names = ", ".join(FINDINGS_SCHEMA.names())
     found = reader.frame(
-        f"SELECT {names} FROM findings WHERE list_contains(?, minute) AND list_contains(?, identity)",
-        [last["minute"].unique().to_list(), last["identity"].to_list()],
+        f"SELECT {names} FROM findings SEMI JOIN "
+        "(SELECT unnest(?::TIMESTAMP[]) AS minute, unnest(?::VARCHAR[]) AS identity) USING (minute, identity)",
+        [last["minute"].to_list(), last["identity"].to_list()],
     )
-    for row in found.join(last, on=["minute", "identity"]).iter_rows(named=True):
-        since = row.pop("first").replace(tzinfo=UTC)
+    first = dict(last.select("identity", "first").iter_rows())
+    for row in found.iter_rows(named=True):
+        since = first[row["identity"]].replace(tzinfo=UTC)
         yield row["minute"].replace(tzinfo=UTC), replace(Finding.of_row(row), since=since)
 
 

@@ -114,17 +114,17 @@ def _row(finding: Finding, past: Past, until: datetime) -> dict[str, Any] | None
 
 
 def of_reader(reader: Reader, config: InsightConfig) -> Past:
-    """Asks the rollups of a lake, the same once; nothing is known where it lacks the set's tables."""
+    """Asks the rollups of a lake, the same once; nothing is known where the set's tables are empty, or not there."""
     known: dict[tuple[object, ...], pl.DataFrame] = {}
 
     def past(figure: str, window: Window, dimension_set: DimensionSet, values: Values) -> pl.DataFrame:
         key = (figure, window, str(values))
         if key not in known:
-            there = reader.has(*(table for table, _ in dimension_set.tables))
+            is_empty = reader.filled().isdisjoint(table for table, _ in dimension_set.tables)
             known[key] = (
-                compared(reader, window, (), dimension_set, values, config.volume_min, (figure,))
-                if there
-                else COMPARED_SCHEMA.to_frame()
+                COMPARED_SCHEMA.to_frame()
+                if is_empty
+                else compared(reader, window, (), dimension_set, values, config.volume_min, (figure,))
             )
         return known[key]
 

@@ -15,7 +15,8 @@ from collector.pipeline import Accepted
 
 TRACE_ID_BYTES = 16
 SPAN_ID_BYTES = 8
-TIME_NS_MAX = (1 << 63) - 1
+TIME_NS_MAX = (1 << 63) - 2
+"""In the year 2262; DuckDB takes the next number for infinity."""
 _REASONS_MAX = 4
 
 Mask = npt.NDArray[Any]

@@ -147,7 +147,7 @@ def _any_value(target: Any, source: object, depth: int) -> None:
         raise _Wrong(f"{' and '.join(chosen)} are both set, expected one of them")
     for name in chosen:
         try:
-            _MEMBERS[name](target, source[name], depth)  # type: ignore[index]
+            _MEMBERS[name](target, source[name], depth)  # type: ignore[index]  # `_object` says it is one
         except _Wrong as error:
             error.path.append(name)
             raise
@@ -261,7 +261,7 @@ def _integer(low: int, high: int) -> Callable[[object], int]:
     def convert(value: object) -> int:
         written = isinstance(value, str) and _INTEGER.fullmatch(value)
         whole = written or (isinstance(value, float) and value.is_integer())
-        number = int(value) if whole else value  # type: ignore[call-overload]
+        number = int(value) if whole else value  # type: ignore[call-overload]  # `whole`: a text or a float
         if isinstance(number, int) and not isinstance(number, bool) and low <= number <= high:
             return number
         raise _Wrong(f"{_shown(value)}, expected an integer from {low} to {high}")

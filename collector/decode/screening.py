@@ -40,7 +40,7 @@ class Screened:
     @property
     def nbytes(self) -> int:
         """What is kept of it in memory."""
-        return sum(len(request.payload) for request in self.requests) + int(self.wire.spans.nbytes)
+        return sum(len(request.payload) for request in self.requests) + self.wire.nbytes
 
     @property
     def cuts(self) -> Mapping[str, int]:

@@ -165,6 +165,11 @@ class WireSpans:
     span_counts_by_resource: Int32s
     span_counts_by_scope: Int32s
 
+    @property
+    def nbytes(self) -> int:
+        """What they take in memory."""
+        return int(self.spans.nbytes + self.resources.nbytes + self.scopes.nbytes)
+
 
 @dataclass(frozen=True, slots=True)
 class KeyValues:
@@ -200,12 +205,17 @@ def parse_requests(payloads: Sequence[bytes]) -> WireSpans:
         _bounded(name, len(spans.field(name).values), ITEMS_MAX)
     return WireSpans(
         spans=spans,
-        resources=resources,
-        scopes=scopes,
+        resources=_with_fields(resources, ("resource", "schema_url")),
+        scopes=_with_fields(scopes, ("scope", "schema_url")),
         span_counts_by_request=request_ends[1:] - request_ends[:-1],
         span_counts_by_resource=resource_ends[1:] - resource_ends[:-1],
         span_counts_by_scope=scope_ends[1:] - scope_ends[:-1],
     )
+
+
+def _with_fields(messages: pa.StructArray, names: Sequence[str]) -> pa.StructArray:
+    """Only these fields: in the others of a resource or scope lie all of its spans."""
+    return pa.StructArray.from_arrays([messages.field(name) for name in names], names)
 
 
 def joined(groups: Sequence[WireSpans]) -> WireSpans:

@@ -18,6 +18,8 @@ FIELD_ID = b"PARQUET:field_id"
 
 _INFINITE = {"inf", "-inf"}
 """Of floating point numbers, and two words that are rare as bounds of a text."""
+_INFINITE_TIME = 2**63 - 1
+"""As a number of any unit; DuckDB writes it, and its negative, as infinity."""
 
 
 class Leaf(NamedTuple):
@@ -95,9 +97,11 @@ def _of_column(chunks: Sequence[pq.ColumnChunkMetaData], leaf: Leaf) -> FileStat
             bounds.append((value_of(stats.min_raw), value_of(stats.max_raw)))
     if len(bounds) < len(chunks):
         return FileStats(leaf.column_id, size, values, nulls, None, None)
+    low, high = min(low for low, _ in bounds), max(high for _, high in bounds)
+    if pa.types.is_timestamp(leaf.kind) and (low <= -_INFINITE_TIME or high >= _INFINITE_TIME):
+        return None
     try:
-        least = _text(min(low for low, _ in bounds), leaf.kind)
-        greatest = _text(max(high for _, high in bounds), leaf.kind)
+        least, greatest = _text(low, leaf.kind), _text(high, leaf.kind)
     except UnicodeDecodeError:
         return None
     if any("\0" in bound or bound in _INFINITE for bound in (least, greatest)):

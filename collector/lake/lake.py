@@ -61,9 +61,9 @@ class Reader:
         rows: list[tuple[Any, ...]] = self._connection.execute(sql, parameters).fetchall()
         return rows
 
-    def has(self, *names: str) -> bool:
-        """Whether the lake has tables, views or macros of all these names."""
-        return set(names) <= {name for (name,) in self.rows(_OBJECTS_SQL)}
+    def has(self, name: str) -> bool:
+        """Whether the lake has a table, view or macro of this name."""
+        return (name,) in self.rows(_OBJECTS_SQL)
 
     def filled(self) -> frozenset[str]:
         """Names of the tables that have files. Asking for them takes less than planning one query of a table."""

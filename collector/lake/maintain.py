@@ -32,6 +32,8 @@ FORGET_FILES_SECONDS = 2 * 86_400.0
 ORPHAN_GRACE_SECONDS = 3600.0
 SNAPSHOTS_KEPT_SECONDS = 3600.0
 PROGRESS_ROWS_MAX = 200
+PURGED_ROWS_MAX = 100_000
+"""Of a table at a time: to delete them takes a third of a second, in which nobody commits."""
 
 _METADATA = f"__ducklake_metadata_{engine.CATALOG}"
 _LIVE_FILES_SQL = f"""
@@ -51,6 +53,11 @@ SELECT count(*)
 FROM {_METADATA}.ducklake_data_file f JOIN {_METADATA}.ducklake_table t USING (table_id)
 WHERE f.end_snapshot IS NULL AND t.end_snapshot IS NULL AND t.table_name = '{SPANS}'
     AND COALESCE(f.partial_max, f.begin_snapshot) > ?
+"""
+_INLINED_TABLES_SQL = f"SELECT table_name FROM {_METADATA}.ducklake_inlined_data_tables"
+_OLDEST_SNAPSHOT_SQL = f"""
+FROM (SELECT snapshot_id, snapshot_time FROM {_METADATA}.ducklake_snapshot ORDER BY snapshot_id LIMIT 1)
+SELECT snapshot_id WHERE epoch(snapshot_time::TIMESTAMPTZ) < ?
 """
 _REPLACED_FILES_SQL = f"""
 SELECT path FROM {_METADATA}.ducklake_files_scheduled_for_deletion
@@ -178,13 +185,15 @@ def _merge_by_ducklake(lake: Lake, table: str, tier: tuple[int, int]) -> int:
 
 
 def clean(lake: Lake, now: float | None = None) -> int:
-    """Expire old snapshots that no job still needs; delete replaced files and orphans after their grace.
+    """Expire old snapshots that no job still needs, with rows that only these had in the catalog; delete replaced files
+    and orphans after their grace.
 
     Returns the number of orphan files that were removed. `now` is a Unix time in seconds.
     """
     now = time.time() if now is None else now
     _forget_passed_marks(lake)
     _expire_snapshots(lake, now)
+    _purge_inlined(lake, now)
     with lake.read() as reader:
         replaced = reader.rows(_REPLACED_FILES_SQL, [now - FILES_GRACE_SECONDS])
     for (path,) in replaced:
@@ -227,6 +236,20 @@ def _expire_snapshots(lake: Lake, now: float) -> None:
             connection.execute(
                 "CALL ducklake_expire_snapshots(?, versions => ?::UBIGINT[])", [engine.CATALOG, versions]
             )
+
+
+def _purge_inlined(lake: Lake, now: float) -> None:
+    """Delete rows of inlined tables that ended by the oldest snapshot; DuckLake 1.0 keeps them for ever.
+
+    Who is on an older one began before that was made, and has had the grace.
+    """
+    with lake.catalog() as connection:
+        oldest = connection.execute(_OLDEST_SNAPSHOT_SQL, [now - FILES_GRACE_SECONDS]).fetchone()
+        if oldest is None:
+            return
+        for (table,) in connection.execute(_INLINED_TABLES_SQL).fetchall():
+            ended = f'SELECT rowid FROM {_METADATA}."{table}" WHERE end_snapshot <= ? LIMIT {PURGED_ROWS_MAX}'
+            connection.execute(f'DELETE FROM {_METADATA}."{table}" WHERE rowid IN ({ended})', oldest)
 
 
 def _remove_orphans(lake: Lake, now: float) -> int:

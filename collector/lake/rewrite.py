@@ -167,7 +167,7 @@ def _blocks(groups: Iterator[tuple[pa.Table, int]], block_bytes: int) -> Iterato
 
 def _row_groups(file: File, path: Path, schema: pa.Schema) -> Iterator[tuple[pa.Table, int]]:
     """The row groups of a file in `schema`, with their bytes before compression."""
-    labels = [path for column in schema for path in _label_paths(column)]
+    labels = [label for column in schema for label in _label_paths(column)]
     with pq.ParquetFile(path) as plain:
         metadata = plain.metadata
     encoded = _dictionary_columns(metadata)

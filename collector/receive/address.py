@@ -27,7 +27,7 @@ def with_port(address: str, port: int) -> str:
 def reached(address: str) -> str:
     """HOST:PORT at which this machine reaches a server that listens on `address`, which may be a wildcard."""
     host, _, port = address.rpartition(":")
-    loopback = {"0.0.0.0": "127.0.0.1", "[::]": "[::1]", "": "127.0.0.1"}  # noqa: S104
+    loopback = {"0.0.0.0": "127.0.0.1", "[::]": "[::1]", "": "127.0.0.1"}  # noqa: S104 - compared with, not bound
     return f"{loopback.get(host, host)}:{port}"
 
 

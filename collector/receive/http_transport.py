@@ -39,7 +39,7 @@ class BoundedProtocol(HttpToolsProtocol):
         self._receiving_since: float | None = None
         self._fault: PermanentError | None = None
 
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # asyncio's stub has the base class
         super().connection_made(transport)
         self._receiving_since = self.loop.time()
         if len(self.connections) > self._bounds.connections_max:

@@ -97,8 +97,8 @@ def start(endpoint: str) -> Tracing:
     if not endpoint:
         return Tracing()
     from opentelemetry.sdk.resources import OTELResourceDetector, Resource  # noqa: PLC0415 - most go without
-    from opentelemetry.sdk.trace import TracerProvider  # noqa: PLC0415
-    from opentelemetry.sdk.trace.export import BatchSpanProcessor  # noqa: PLC0415
+    from opentelemetry.sdk.trace import TracerProvider  # noqa: PLC0415 - as above
+    from opentelemetry.sdk.trace.export import BatchSpanProcessor  # noqa: PLC0415 - as above
 
     marker = uuid.uuid4().hex
     named = Resource(
@@ -115,10 +115,10 @@ def start(endpoint: str) -> Tracing:
 def _exporter(endpoint: str) -> SpanExporter:
     protocol = next(filter(None, map(os.environ.get, _PROTOCOL_VARIABLES)), "grpc")
     if protocol == "grpc":
-        from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter  # noqa: PLC0415
+        from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter  # noqa: PLC0415 - only the protocol that is used
 
         return OTLPSpanExporter(endpoint)
-    from opentelemetry.exporter.otlp.proto.http import trace_exporter  # noqa: PLC0415
+    from opentelemetry.exporter.otlp.proto.http import trace_exporter  # noqa: PLC0415 - only the protocol that is used
 
     path = "" if urlsplit(endpoint).path.strip("/") else "/v1/traces"
     return trace_exporter.OTLPSpanExporter(endpoint.rstrip("/") + path)

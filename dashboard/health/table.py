@@ -77,7 +77,7 @@ def _styled(table: pl.DataFrame, worse: dict[str, list[bool]], palette: Palette)
 
 def _of_missing(text: Callable[[float | None], str]) -> Callable[[float | None], str]:
     """pandas hands missing numbers over as NaN."""
-    return lambda value: text(None if value is None or value != value else value)  # noqa: PLR0124
+    return lambda value: text(None if value is None or value != value else value)  # noqa: PLR0124 - NaN is unequal to itself
 
 
 def _colours(worse: list[bool], palette: Palette) -> Callable[[Any], list[str]]:

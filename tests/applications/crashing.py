@@ -123,7 +123,7 @@ def _around_commit(owner: Any, name: str, when: str, crash: Crash) -> None:
     def listening() -> None:
         setattr(owner, name, write)
 
-    announced = collect._announced  # type: ignore[attr-defined]
+    announced = collect._announced  # type: ignore[attr-defined]  # private
 
     @contextmanager
     def announce(*arguments: Any) -> Iterator[None]:
@@ -131,7 +131,7 @@ def _around_commit(owner: Any, name: str, when: str, crash: Crash) -> None:
             listening()
             yield
 
-    collect._announced = announce  # type: ignore[attr-defined]
+    collect._announced = announce  # type: ignore[attr-defined]  # private
 
 
 def _around_accept(when: str, crash: Crash) -> None:
@@ -144,4 +144,4 @@ def _around_accept(when: str, crash: Crash) -> None:
         crash()
         return accepted
 
-    Ingest.accept = accept  # type: ignore[method-assign]
+    Ingest.accept = accept  # type: ignore[method-assign]  # the method is replaced

@@ -37,7 +37,7 @@ def main(data: str) -> None:
             raise RetryableError("injected: stored, and the answer lost", RETRY_SECONDS)
         return accepted
 
-    Ingest.accept = refuse_twice  # type: ignore[method-assign]
+    Ingest.accept = refuse_twice  # type: ignore[method-assign]  # the method is replaced
     config = Config(
         storage=StorageConfig(data=data),
         collector=CollectorConfig(grpc="127.0.0.1:0", http="127.0.0.1:0"),

@@ -24,7 +24,7 @@ def main(data: str, commit_seconds: float, memory_bytes_max: int, spool_bytes_ma
             yield transaction
             time.sleep(commit_seconds)
 
-    Lake.write = slow  # type: ignore[method-assign,assignment]
+    Lake.write = slow  # type: ignore[method-assign,assignment]  # the method is replaced
     config = Config(
         storage=StorageConfig(data=data),
         collector=CollectorConfig(

@@ -27,7 +27,7 @@ TOPIC = [
     "messaging.system", "messaging.destination.name", "messaging.operation.name", "messaging.operation.type",
     "messaging.operation", "messaging.destination",
 ]  # fmt: skip
-TIME_MAX = 2**63 - 1
+TIME_MAX = 2**63 - 2
 
 
 def json_form(value: Any, level: int) -> Any:
@@ -152,7 +152,7 @@ CONVERT: dict[str, Any] = {
     **dict.fromkeys(TEXT_COLUMNS, as_text),
     "tenant": as_tenant,
     "cache_hit": as_hit,
-    "payload_bytes": lambda value: as_integer(value, 0, TIME_MAX),
+    "payload_bytes": lambda value: as_integer(value, 0, 2**63 - 1),
     "http_status": lambda value: as_integer(value, 100, 999),
 }
 
