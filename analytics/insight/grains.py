@@ -235,11 +235,16 @@ def _read(
 
 
 def groups_on(values: pl.DataFrame, of: Ints, keys: pl.DataFrame) -> tuple[pl.DataFrame, Ints]:
-    """As `Grain.groups` of keys, of which the first ones are known to have the `values` with the numbers `of`."""
+    """As `Grain.groups` of keys, of which the first ones are known to have the `values` with the numbers `of`.
+
+    Values are numbered as they come among the keys: of grains that begin with the same keys, which share what is known
+    of minutes, each numbers those keys' values alike.
+    """
     if len(of) == keys.height:
         return values, of
     new = keys.select(values.columns).slice(len(of))
-    values = pl.concat([values, new.join(values, on=values.columns, how="anti", nulls_equal=True).unique()])
+    unknown = new.join(values, on=values.columns, how="anti", nulls_equal=True, maintain_order="left")
+    values = pl.concat([values, unknown.unique(maintain_order=True)])
     numbers = _numbered(new, values)["series"].to_numpy().astype(np.intp)
     return values, np.concatenate([of, numbers])
 
