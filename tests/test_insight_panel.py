@@ -145,14 +145,14 @@ def test_continuations_of_the_same_minutes_do_not_disturb_each_other() -> None:
         both = Grain.concat([before, grain])
         shared, alone = (Panel.of(one, span) for one in (both, Grain(BASE, both.keys, both.rows, both.cells)))
         for by in (("region",), ("service_name",), STRATA["base"]):
-            assert np.array_equal(*(one.tally("count").by_names(by) for one in (shared, alone)))
-            assert np.array_equal(*(one.mean_cell(by, ("server",)) for one in (shared, alone)), equal_nan=True)
+            assert np.array_equal(shared.tally("count").by_names(by), alone.tally("count").by_names(by))
+            assert np.array_equal(shared.mean_cell(by, ("server",)), alone.mean_cell(by, ("server",)), equal_nan=True)
             every = np.arange(shared.groups(by)[0].height)
-            spreads = (one.coarse(by).minute_spreads(every, len(every)) for one in (shared, alone))
-            assert np.array_equal(*spreads)
-            for cells in (np.zeros((2, len(every))) + 100, np.zeros((2, len(every))) + 101):
-                tallies = [one.beyond_strata(by, cells)[0].array for one in (shared, alone)]
-                assert np.array_equal(*tallies)
+            mine, its = (one.coarse(by).minute_spreads(every, len(every)) for one in (shared, alone))
+            assert np.array_equal(mine, its)
+            for cells in (np.full((2, len(every)), 100.0), np.full((2, len(every)), 101.0)):
+                mine, its = (one.beyond_strata(by, cells)[0].array for one in (shared, alone))
+                assert np.array_equal(mine, its)
 
 
 @given(st.lists(st.integers(-1, 4), min_size=1, max_size=30), st.integers(0, 2**32))
