@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from dataclasses import fields, replace
 from datetime import UTC, datetime, timedelta
+from functools import cache
+from pathlib import Path
 
 import numpy as np
 import polars as pl
@@ -14,6 +19,8 @@ from hypothesis import strategies as st
 from analytics.insight.engine import findings, has_history
 from analytics.insight.evidence import Evidence, of_spans
 from analytics.insight.finding import Finding
+from analytics.insight.grains import Grain
+from analytics.insight.measures import MINUTE
 from analytics.insight.retries import repeated
 
 NOON = datetime(2026, 3, 1, 12, tzinfo=UTC)
@@ -383,3 +390,57 @@ def test_a_surge_lasts_and_a_minute_of_it_is_none(much: tuple[float, float], kin
         more = there.sample(fraction=ratio - 1, with_replacement=True, seed=1)
         parts.append(more.with_columns(number=pl.Series(range(more.height)) + 10**7 * minute))
     assert {one.kind for one in told(pl.concat(parts))} == kinds
+
+
+def shuffled(grain: Grain, rng: np.random.Generator) -> Grain:
+    """The same counts: series have other numbers, rows of a minute come in another order."""
+    order = rng.permutation(grain.keys.height)
+    number = pl.Series(np.argsort(order), dtype=pl.UInt32)
+    rows, cells = (
+        one.with_columns(number.gather(one["series"]).alias("series"))
+        .sample(fraction=1.0, shuffle=True, seed=int(rng.integers(2**31)))
+        .sort("minute", maintain_order=True)
+        for one in (grain.rows, grain.cells)
+    )
+    return Grain(grain.dimensions, grain.keys[order], rows, cells)
+
+
+@cache
+def much_goes_wrong() -> Evidence:
+    """A host gets a bad version and is slow, a tenant asks for more, messages of the north are late."""
+    bad = changed(
+        ON_HOST,
+        served=pl.col("served") * 3,
+        version=pl.lit("1.1"),
+        fails=pl.col("fails") | (pl.col("number") % 10 == 0),
+    )
+    copies = bad.filter(DURING & (pl.col("tenant") == "t3"))
+    more = pl.concat([bad, *(copies.with_columns(pl.col("number") + 10**7 * copy) for copy in range(1, 5))])
+    late = pl.when(DURING & NORTH).then(80_000_000).otherwise(0)
+    return of_spans(pl.concat([spans(more), deliveries(platform(2), late)], how="diagonal_relaxed"))
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_the_same_evidence_in_any_order_gives_the_same_findings(seed: int) -> None:
+    """To the last digit: float sums go by an order of their own."""
+    evidence, end, rng = much_goes_wrong(), NOON + timedelta(minutes=MINUTES), np.random.default_rng(seed)
+    parts = {field.name: getattr(evidence, field.name) for field in fields(Evidence)}
+    other = replace(
+        evidence,
+        **{
+            name: shuffled(one, rng) if isinstance(one, Grain) else one.sample(fraction=1.0, shuffle=True, seed=seed)
+            for name, one in parts.items()
+        },
+    )
+    found = findings(evidence, end, HOUR)
+    assert {"deploy", "burst"} == {one.kind for one in found}
+    assert found == findings(other, end, HOUR)
+
+
+def test_every_process_finds_the_same() -> None:
+    """Whatever texts are hashed by, and on however many threads."""
+    asked = "from test_insight_engine import *; print(findings(much_goes_wrong(), NOON + MINUTES * MINUTE, HOUR))"
+    with_other_hashes = os.environ | {"PYTHONHASHSEED": "7", "POLARS_MAX_THREADS": "3"}
+    command = [sys.executable, "-c", asked]
+    answer = subprocess.check_output(command, cwd=Path(__file__).parent, text=True, env=with_other_hashes)
+    assert answer == f"{findings(much_goes_wrong(), NOON + MINUTES * MINUTE, HOUR)}\n"

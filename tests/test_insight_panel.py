@@ -134,6 +134,27 @@ def test_nothing_stands_out_that_the_last_minutes_do_not_show(seed: int, sign: i
     assert not (stands_out & ~may_stand_out(measure, sign, least)).any()
 
 
+def test_continuations_of_the_same_minutes_do_not_disturb_each_other() -> None:
+    """They share what is computed of these minutes; each has series that the other has not, the second one fewer."""
+    before = of_spans(spans(3000)).base
+    span = Span.until(NOON + timedelta(minutes=2 * MINUTES), 2 * MINUTES, 15)
+    Panel.of(before, Span.until(NOON + timedelta(minutes=MINUTES), MINUTES, 15)).tally("count").by_names(("region",))
+    for name, count in (("a", 300), ("z", 20)):
+        renamed = pl.format("{}" + name, "operation").alias("operation")
+        grain = of_spans(spans(count).with_columns(renamed, pl.col("start_time") + timedelta(minutes=MINUTES))).base
+        both = Grain.concat([before, grain])
+        shared, alone = (Panel.of(one, span) for one in (both, Grain(BASE, both.keys, both.rows, both.cells)))
+        for by in (("region",), ("service_name",), STRATA["base"]):
+            assert np.array_equal(shared.tally("count").by_names(by), alone.tally("count").by_names(by))
+            assert np.array_equal(shared.mean_cell(by, ("server",)), alone.mean_cell(by, ("server",)), equal_nan=True)
+            every = np.arange(shared.groups(by)[0].height)
+            mine, its = (one.coarse(by).minute_spreads(every, len(every)) for one in (shared, alone))
+            assert np.array_equal(mine, its)
+            for cells in (np.full((2, len(every)), 100.0), np.full((2, len(every)), 101.0)):
+                mine, its = (one.beyond_strata(by, cells)[0].array for one in (shared, alone))
+                assert np.array_equal(mine, its)
+
+
 @given(st.lists(st.integers(-1, 4), min_size=1, max_size=30), st.integers(0, 2**32))
 def test_sums_of_groups_are_those_of_their_rows(groups: list[int], seed: int) -> None:
     rng = np.random.default_rng(seed)

@@ -36,7 +36,7 @@ def find(scene: Scene) -> list[Finding]:
     """A finding 'clock_skew' for each host whose clock moved against the others'."""
     known = scene.evidence.skew.filter(
         pl.col("minute") >= scene.span.start, pl.col("minute") < scene.span.end, pl.col("host") != pl.col("parent_host")
-    )
+    ).sort("minute", "parent_host", "host", "region", "offset_ns", "pairs")  # fmt: skip
     recent = known.filter(pl.col("minute") >= scene.span.time(scene.span.count - _RECENT_MINUTES))
     if recent.is_empty():
         return []
@@ -50,10 +50,11 @@ def find(scene: Scene) -> list[Finding]:
     noise = 1.4826 * float(np.median(np.abs(values - np.median(values))))
     largest = float(np.abs(values - np.median(values)).max(initial=0.0))
     limit = max(_OFFSET_NS_MIN, _MADS * noise, _SHARE_OF_LARGEST * largest)
-    service = scene.panel("host").keys.select("host", "region", "service_name").unique("host", keep="any")
+    hosts = scene.panel("host").keys.select("host", "region", "service_name")
+    service = hosts.unique("host", keep="first", maintain_order=True)
     peers = pl.col("moved").abs().median().over("region", "service_name")
     found = (
-        moved.join(service, on="host", how="left")
+        moved.join(service, on="host", how="left", maintain_order="left")
         .with_columns(peers=peers, hosts=pl.len().over("region", "service_name"))
         .with_columns(alone=(pl.col("hosts") >= 3) & (pl.col("peers") < _PEERS_MAX * pl.col("moved").abs()))
         .filter((pl.col("moved") - float(np.median(values))).abs() > limit)
@@ -64,7 +65,7 @@ def find(scene: Scene) -> list[Finding]:
 
 def _offsets(pairs: pl.DataFrame) -> pl.DataFrame:
     """Columns host, offset_ns: each host's clock against the middle of all that it is connected with."""
-    merged = pairs.group_by("parent_host", "host").agg(
+    merged = pairs.group_by("parent_host", "host", maintain_order=True).agg(
         offset=(pl.col("offset_ns") * pl.col("pairs")).sum() / pl.col("pairs").sum(), pairs=pl.col("pairs").sum()
     ).filter(pl.col("pairs") >= _PAIRS_MIN)  # fmt: skip
     hosts = pl.concat([merged["parent_host"], merged["host"]]).unique().sort()
@@ -80,8 +81,9 @@ def _offsets(pairs: pl.DataFrame) -> pl.DataFrame:
     solved, *_ = np.linalg.lstsq(matrix, merged["offset"].to_numpy() * weight, rcond=None)
     frame = pl.DataFrame({"host": hosts, "offset_ns": solved}, schema={"host": pl.String(), "offset_ns": pl.Float64()})
     # Solutions are relative within each connected group of hosts: within regions, where calls go.
-    region = pl.concat([pairs.select("region", host="parent_host"), pairs.select("region", "host")]).unique("host")
-    centred = frame.join(region, on="host").with_columns(
+    region = pl.concat([pairs.select("region", host="parent_host"), pairs.select("region", "host")])
+    region = region.unique("host", keep="first", maintain_order=True)
+    centred = frame.join(region, on="host", maintain_order="left").with_columns(
         pl.col("offset_ns") - pl.col("offset_ns").median().over("region")
     )
     return centred.select("host", "offset_ns")

@@ -66,7 +66,7 @@ def releases(scene: Scene) -> list[Release]:
     last = scene.span.count - 1 - seen[:, ::-1].argmax(1)
     frame = keys.with_columns(first=pl.Series(first), last=pl.Series(last), index=pl.Series(range(keys.height)))
     oldest = frame.group_by("service_name").agg(oldest=pl.col("first").min())
-    new = frame.join(oldest, on="service_name").filter(
+    new = frame.join(oldest, on="service_name", maintain_order="left").filter(
         pl.col("first") >= pl.col("oldest") + _RUNNING_BEFORE_MIN,
         pl.col("first") >= scene.span.count - NEW_MINUTES_MAX,
     )

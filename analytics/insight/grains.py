@@ -195,6 +195,15 @@ class Grain:
             self.ordered[names] = ordered.to_numpy().astype(np.intp)
         return self.ordered[names]
 
+    def standing(self) -> Ints:
+        """The numbers of series in an order that their dimensions alone decide, in whatever order they came: what is
+        computed of them in it comes out alike, to the last digit."""
+        found = self.ordered.get((), np.empty(0, dtype=np.intp))
+        if len(found) != self.keys.height:
+            # By their hashes: to order the texts of many takes several times as long.
+            self.ordered[()] = found = np.argsort(self.keys.hash_rows().to_numpy(), kind="stable")
+        return found
+
     def _known_before(self, *later: pl.DataFrame) -> dict[int, Slice]:
         """What is known of the minutes that have rows here, and none in `later`."""
         mine = _minutes(self.rows)
@@ -235,11 +244,16 @@ def _read(
 
 
 def groups_on(values: pl.DataFrame, of: Ints, keys: pl.DataFrame) -> tuple[pl.DataFrame, Ints]:
-    """As `Grain.groups` of keys, of which the first ones are known to have the `values` with the numbers `of`."""
+    """As `Grain.groups` of keys, of which the first ones are known to have the `values` with the numbers `of`.
+
+    Values are numbered as they come among the keys: of grains that begin with the same keys, which share what is known
+    of minutes, each numbers those keys' values alike.
+    """
     if len(of) == keys.height:
         return values, of
     new = keys.select(values.columns).slice(len(of))
-    values = pl.concat([values, new.join(values, on=values.columns, how="anti", nulls_equal=True).unique()])
+    unknown = new.join(values, on=values.columns, how="anti", nulls_equal=True, maintain_order="left")
+    values = pl.concat([values, unknown.unique(maintain_order=True)])
     numbers = _numbered(new, values)["series"].to_numpy().astype(np.intp)
     return values, np.concatenate([of, numbers])
 

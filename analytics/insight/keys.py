@@ -29,17 +29,21 @@ def find(scene: Scene) -> list[Finding]:
         known.filter(before)
         .group_by(*_BY, "minute")
         .agg(pl.col("total").unique().sum(), top=pl.col("count").max())
-        .with_columns(pl.col("top") / pl.col("total"))
         .group_by(_BY)
         .agg(
-            usual=(pl.col("top") * pl.col("total")).sum() / pl.col("total").sum(), busiest=pl.col("top").quantile(0.95)
+            usual=pl.col("top").sum() / pl.col("total").sum(),
+            busiest=(pl.col("top") / pl.col("total")).quantile(0.95),
         )
     )
     total = totals.filter(recent).group_by(_BY).agg(pl.col("total").sum())
     now = (
         known.filter(recent)
         .group_by(*_BY, "key")
-        .agg(pl.col("count").sum(), pl.col("service_name", "host").first(), minutes=pl.col("minute").n_unique())
+        .agg(
+            pl.col("count").sum(),
+            pl.col("service_name", "host").sort_by("minute", "service_name", "host").last(),
+            minutes=pl.col("minute").n_unique(),
+        )
         .join(total, on=_BY)
         .join(usual, on=_BY)
         .with_columns(share=pl.col("count") / pl.col("total"))
@@ -50,7 +54,7 @@ def find(scene: Scene) -> list[Finding]:
             pl.col("share") >= _RATIO_MIN * pl.col("usual"),
             pl.col("share") > pl.col("busiest"),
         )
-        .sort("share", descending=True)
+        .sort("share", *_BY, "key", descending=[True, *[False] * (len(_BY) + 1)])
         .unique(_BY, keep="first", maintain_order=True)
     )
     return [found for row in now.iter_rows(named=True) if (found := _told(scene, known, row, now.height)) is not None]

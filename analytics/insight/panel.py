@@ -99,7 +99,8 @@ class Cells:
 class Panel:
     """A grain within a `Span`.
 
-    `keys`: a row a series (the dimensions); `counts`: arrays by names of `grains.COUNTS`; `cells`: durations.
+    `keys`: a row a series (the dimensions), in an order that they alone decide; `counts`: arrays by names of
+    `grains.COUNTS`; `cells`: durations.
     """
 
     span: Span
@@ -116,10 +117,11 @@ class Panel:
         start = minute_number(span.start)
         slices = grain.slices(start, span.count)
         used = grain.totals.of("rows", [(one.series, one.present) for one in slices], grain.keys.height) > 0
-        source = Source(grain, slices, np.where(used, np.cumsum(used) - 1, -1))
+        standing = grain.standing()
+        series = standing[used[standing]]
+        source = Source(grain, slices, series)
         cells = Cells(grain.between(span.start, span.end).cells, source.number, start)
-        keys = grain.keys.filter(pl.Series(used))
-        return cls(span, keys, Counts(lambda name: source.tally(name).array), cells, source)
+        return cls(span, grain.keys[series], Counts(lambda name: source.tally(name).array), cells, source)
 
     def tally(self, *names: str) -> Tally:
         """The sum of some counts of `grains.COUNTS`; of a panel of a grain."""

@@ -147,10 +147,10 @@ def slow_service(scene: Scene, which: Bools, since: int) -> str | None:
         excess=pl.Series(excess), known=pl.Series(count_before > 0)
     ).filter("known")  # fmt: skip
     calls, serves = (pl.col("kind").is_in(kinds) for kinds in (_CALLING, _SERVING))
-    own = frame.group_by("service_name").agg(
+    own = frame.group_by("service_name", maintain_order=True).agg(
         own=pl.col("excess").filter(serves).sum() - pl.col("excess").filter(calls).sum()
     )
-    wire = frame.group_by("component").agg(
+    wire = frame.group_by("component", maintain_order=True).agg(
         called=pl.col("excess").filter(calls).sum(),
         served=pl.col("excess").filter(serves).sum(),
         has_server=serves.any(),
@@ -207,7 +207,7 @@ def failing_service(panel: Panel, measure: Measure | Rated, which: Bools, since:
     excess, _ = _excess(measure.rows(which), since)
     frame = panel.keys.filter(pl.Series(which)).select("service_name", "kind").with_columns(excess=pl.Series(excess))
     calls = pl.col("kind").is_in(_CALLING)
-    own = frame.group_by("service_name").agg(
+    own = frame.group_by("service_name", maintain_order=True).agg(
         served=pl.col("excess").filter(~calls).sum(), called=pl.col("excess").filter(calls).sum()
     ).with_columns(own=pl.col("served") - pl.col("called"))  # fmt: skip
     total = float(own["served"].clip(lower_bound=0).max() or 0.0)  # type: ignore[arg-type]  # of a float column

@@ -66,7 +66,7 @@ class Slice:
         """Spans of each of `count` groups, and the sum of their cells; group -1 is left out."""
         spans, position = self._keep(("middle", key), lambda: self._middle(of, count))
         lacking = count - len(spans)
-        return (np.pad(spans, (0, lacking)), np.pad(position, (0, lacking))) if lacking else (spans, position)
+        return (np.pad(spans, (0, lacking)), np.pad(position, (0, lacking))) if lacking > 0 else (spans, position)
 
     def beyond(self, key: Hashable, of: Ints, limits: Floats) -> tuple[Numbers, Numbers]:
         """Spans of each row beyond two cells, given for each group (an array of 2 x groups), the second no less."""
@@ -75,9 +75,10 @@ class Slice:
             found = self._beyond(of, limits)
         else:
             before, found = known
-            width = before.shape[1]
+            # Another continuation of the grain may know fewer groups, none of which has rows here.
+            width = min(before.shape[1], limits.shape[1])
             changed = np.ones(limits.shape[1], dtype=bool)
-            changed[:width] = (before != limits[:, :width]).any(0)
+            changed[:width] = (before[:, :width] != limits[:, :width]).any(0)
             mine = changed[of[self.series]] if changed.any() else changed
             if mine.any():
                 found = self._again(of, limits, np.flatnonzero(mine), found)

@@ -16,21 +16,27 @@ from analytics.insight.grains import Grain
 from analytics.insight.measures import Bools, Floats, Ints, Measure, Rated
 from analytics.insight.slices import Numbers, Slice
 
+_UNIT = 2.0**-30
+"""What weights of sums are rounded to: products with counts are whole multiples of it, and their sums exact, in
+whatever order, up to eight million."""
+
 
 @dataclass(frozen=True)
 class Source:
-    """Where the series of a panel come from: the minutes of a grain, and which series of the panel each of the grain's
-    is (-1 of none)."""
+    """Where the series of a panel come from: the minutes of a grain, and the series of the grain that each one of the
+    panel is."""
 
     grain: Grain
     slices: Sequence[Slice]
-    number: Ints
+    series: Ints
     _grouped: dict[tuple[str, ...], tuple[pl.DataFrame, Ints, Ints]] = field(default_factory=dict, init=False)
 
     @cached_property
-    def series(self) -> Ints:
-        """The series of the grain that each one of the panel is."""
-        return np.flatnonzero(self.number >= 0)
+    def number(self) -> Ints:
+        """Which series of the panel each of the grain's is (-1 of none)."""
+        found = np.full(self.grain.keys.height, -1, dtype=np.intp)
+        found[self.series] = np.arange(len(self.series))
+        return found
 
     def groups(self, by: tuple[str, ...]) -> tuple[pl.DataFrame, Ints, Ints]:
         """The different values of the panel's series in order, which of them each has, and the number that each group
@@ -178,9 +184,8 @@ class Tallied(Rated):
 
     def by(self, groups: Ints, count: int) -> Measure:
         """Sums over the series of each group."""
-        rate = self.rate[:, 0].astype(float)
         observed, trials = self.tallies
-        tried, expected, variance = trials.by(groups, count, (rate, rate * (1 - rate)))
+        tried, expected, variance = trials.by(groups, count, _weights(self.rate))
         return Measure(observed.by(groups, count)[0], expected, variance, tried)
 
     def rows(self, which: Ints | Bools) -> Rated:
@@ -210,8 +215,8 @@ class Recent:
         self._minutes = minutes
         self._series, self._minute, tried = trials.last(minutes)
         seen = observed.last_counts(minutes)
-        each = rate[:, 0].astype(float)
-        self._summands = seen, each[self._series] * tried, (each * (1 - each))[self._series] * tried, tried
+        expected, variance = (weight[self._series] * tried for weight in _weights(rate))
+        self._summands = seen, expected, variance, tried
 
     def by(self, groups: Ints, count: int) -> Measure:
         """Sums over the series of each group; group -1 is left out."""
@@ -219,3 +224,9 @@ class Recent:
         at = of[self._series] * self._minutes + self._minute
         sums = (np.bincount(at, summand, (count + 1) * self._minutes) for summand in self._summands)
         return Measure(*(one.reshape(-1, self._minutes)[:count].astype(np.float32) for one in sums))
+
+
+def _weights(rate: Floats) -> tuple[Floats, Floats]:
+    """Of rates (a column), those themselves and the variance of one trial, in whole multiples of _UNIT."""
+    each = rate[:, 0].astype(float)
+    return np.round(each / _UNIT) * _UNIT, np.round(each * (1 - each) / _UNIT) * _UNIT

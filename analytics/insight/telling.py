@@ -169,7 +169,9 @@ def exemplars(
         found = found if value is None else found.filter(pl.col(name) == value)
     if len(tenants) == 1:
         found = found.filter(pl.col("tenant") == tenants[0])
-    return tuple(found.sort("duration_ns", descending=True)["trace_id"].unique(maintain_order=True).head(3))
+    return tuple(
+        found.sort("duration_ns", "trace_id", descending=[True, False])["trace_id"].unique(maintain_order=True).head(3)
+    )
 
 
 def sql_of(scene: Scene, place: Place, since: int, table: str = "rollup_1m", figure: str | None = None) -> str:
