@@ -186,6 +186,16 @@ def test_what_was_open_before_is_not_counted_and_a_silent_engine_misses() -> Non
     assert "MISSED" in misses([silent])[0]
 
 
+def test_a_late_leak_says_how_large_it_was_when_it_was_told() -> None:
+    """Twice as slow after 10 of 20 minutes, four times at the end."""
+    grows = replace(truth("leak", 20, region="eu-west-1", host="cache-1"), factor=4.0)
+    found = judge("leak", 7, grows, [at(10, Told("exhaustion", region="eu-west-1", host="cache-1"))])
+    assert found.size_when_told == pytest.approx(2.0)
+    assert "LATE 10 min, when it was 2 times the usual" in misses([found])[0]
+    assert judge("noisy_neighbour", 7, NOISY, [at(9, CAUSE)]).size_when_told is None
+    assert judge("leak", 7, grows, []).size_when_told is None
+
+
 def test_quiet_time_counts_every_finding_as_an_alarm_once() -> None:
     found = judge("quiet", 7, None, [at(minute, WRONG) for minute in range(720)])
     (row,) = table([found])

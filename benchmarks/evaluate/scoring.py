@@ -14,6 +14,8 @@ from sample_data.incidents.truth import Truth
 
 LARGE_FACTOR = 2.0
 """Effect size from which on an incident counts for the goals."""
+GROWING = frozenset({"leak"})
+"""Incidents whose effect grows exponentially from nothing to its size at their end; all others begin with a step."""
 _LARGE = f"of these, {LARGE_FACTOR:.0f}x and more"
 
 
@@ -51,6 +53,15 @@ class Result:
     def detected(self) -> bool:
         """Whether the cause was told at all."""
         return self.minutes_to_detect is not None
+
+    @property
+    def size_when_told(self) -> float | None:
+        """Of GROWING: how many times the usual it was when its cause was first told, at most its size at the end."""
+        if self.truth is None or self.minutes_to_detect is None or self.kind not in GROWING:
+            return None
+        lasts = (self.truth.end_second - self.truth.start_second) / 60
+        size: float = self.truth.factor ** min(self.minutes_to_detect / lasts, 1.0)
+        return size
 
     def count(self, *verdicts: Verdict) -> int:
         """How many findings are of these verdicts."""
@@ -161,7 +172,9 @@ def misses(results: Sequence[Result]) -> list[str]:
             elif result.rank != 1:
                 lines.append(f"{what} RANK {result.rank}: {where}")
             elif (result.minutes_to_detect or 0) > 3:
-                lines.append(f"{what} LATE {result.minutes_to_detect:.0f} min: {where}")
+                size = result.size_when_told
+                grown = f", when it was {size:.2g} times the usual" if size is not None else ""
+                lines.append(f"{what} LATE {result.minutes_to_detect:.0f} min{grown}: {where}")
         lines += [
             f"{what} FALSE {one.at:%H:%M} {one.kind}: {one.sentence}" for one in result.told if one.verdict == "false"
         ]
