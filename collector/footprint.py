@@ -51,8 +51,8 @@ def reduce_footprint() -> None:
 
     It does without what is unused. And jemalloc, where this build of pyarrow has it, gives back more of what was
     decoded than the default: 30 MiB at 10,000 spans/s. It does so UNUSED_MS after the last use, and does not leave the
-    memory to the system for another second. Buffers of writers come from the pool that the environment names instead: 20
-    MiB less for a seal of 90,000 spans.
+    memory to the system for another second. Buffers of writers come from the pool that the environment names instead:
+    20 MiB less for a seal of 90,000 spans.
     """
     do_without_unused()
     if sys.platform == "linux":

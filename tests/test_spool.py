@@ -89,6 +89,17 @@ def test_while_one_writes_another_recalls(tmp_path: Path) -> None:
     writer.close()
 
 
+def test_while_it_writes_itself_it_recalls_what_was_stored_before(tmp_path: Path) -> None:
+    spool = Spool(tmp_path, 3600)
+    spool.append([entry(b"a"), entry(b"b")], 0)
+    with spool._transaction():
+        assert set(spool.recall([entry(text).digest for text in (b"b", b"c")])) == {entry(b"b").digest}
+    assert set(spool.recall([entry(text).digest for text in (b"b", b"a", b"c")])) == {
+        entry(b"a").digest,
+        entry(b"b").digest,
+    }
+
+
 def test_without_a_window_nothing_is_recalled_and_no_digest_kept(tmp_path: Path) -> None:
     spool = Spool(tmp_path, 0)
     assert spool.append([entry(b"a")], 0) == 1

@@ -122,7 +122,7 @@ def _encodings(schema: pa.Schema) -> dict[str, str]:
 
 
 def _bloom_filters(first: pa.Table, rows_per_group: int, *, is_interim: bool) -> dict[str, dict[str, float]] | None:
-    """As large as the traces need, or, where the file is written anew soon, as they need at most: to count takes time."""
+    """As large as the traces need; in an interim file as they need at most, for to count them takes time."""
     if not first.num_rows or TRACE_ID not in first.column_names:
         return None
     traces = first.num_rows if is_interim else pc.count_distinct(first.column(TRACE_ID)).as_py()
