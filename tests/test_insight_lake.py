@@ -18,6 +18,7 @@ from click.testing import CliRunner
 
 from analytics import jobs
 from analytics.insight import loading, looking_back
+from analytics.insight.conditions import as_sql
 from analytics.insight.engine import findings
 from analytics.insight.evidence import Evidence, of_spans
 from analytics.insight.explaining import explain
@@ -249,7 +250,7 @@ def test_insights_tells_of_the_newest_data_and_says_so(config: Config) -> None:
     (found,) = json.loads(result.stdout)
     assert (found["kind"], found["region"], found["state"]) == ("latency", "north", "ongoing")
     markdown = run(config, "insights", "--window", "1m", "--format", "markdown", "--until", "2026-03-01T12:45Z")
-    assert markdown.output.startswith("- **")
+    assert markdown.stdout.startswith("- **")
 
 
 @pytest.mark.usefixtures("lake")
@@ -278,8 +279,10 @@ def test_explain_finds_what_the_slow_spans_have(config: Config, sandbox: Sandbox
 
 
 @pytest.mark.usefixtures("lake")
-def test_compare_tells_which_side_is_slower(config: Config) -> None:
-    sides = ("--a", "region = 'north'", "--b", "region = 'south'")
+@pytest.mark.parametrize(
+    "sides", [("--a", "region = 'north'", "--b", "region = 'south'"), ("--a", "region=north", "--b", "region=south")]
+)
+def test_compare_tells_which_side_is_slower(config: Config, sides: tuple[str, ...]) -> None:
     result = run(config, "compare", *sides, "--window", "6m", "--format", "json")
     assert result.exit_code == 0, result.output
     found = json.loads(result.stdout)
@@ -316,6 +319,51 @@ def test_what_cannot_be_answered_is_told(config: Config, arguments: tuple[str, .
     assert result.exit_code in (1, 2)
     assert words in result.output
     assert "Traceback" not in result.output
+
+
+def test_spans_that_are_not_rolled_up_are_asked_alone(tmp_path: Path) -> None:
+    config = Config(storage=StorageConfig(data=str(tmp_path / "data")))
+    location = locate(config.storage)
+    location.prepare()
+    until = ("--until", "2026-03-01T12:45Z")
+    with Lake(location, read_only=False) as lake:
+        jobs.prepare(lake, config)
+        for command in ("explain", "critical-path"):
+            assert "there are no spans in the lake yet" in run(config, command, "--where", "region=north").output
+        path = write_segment(stored(slow_in_the_north().head(1000)), lake.location.files / "main" / "spans")
+        with lake.write() as transaction:
+            transaction.add_files("spans", [path])
+        for asked in (("insights",), ("insights", *until), ("baselines",), ("baselines", *until)):
+            result = run(config, *asked)
+            assert result.exit_code == 1
+            assert "there are no rollups in the lake yet" in result.output
+        sides = ("--a", "region=north", "--b", "region=south")
+        for of_spans_alone in (("explain", "--where", "region=north"), ("compare", *sides), ("critical-path",)):
+            result = run(config, *of_spans_alone)
+            assert result.exit_code == 0, result.output
+            assert "the newest data is of 2026-03-01 12:02 UTC" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("written", "sql"),
+    [
+        ("region=us-east-1", "region = 'us-east-1'"),
+        (
+            "Region = us-east-1, tenant=acme AND http_status=503",
+            "region = 'us-east-1' AND tenant = 'acme' AND http_status = 503",
+        ),
+        ("cache_hit=false", "cache_hit = false"),
+        ("start_time=2026-03-01T12:00Z", "start_time = '2026-03-01T12:00Z'"),
+        ("region = 'us-east-1'", "region = 'us-east-1'"),
+        ("name=operation", "name=operation"),
+        ("regio=north", "regio=north"),
+        ("duration_ns > 50e6 AND region=north", "duration_ns > 50e6 AND region=north"),
+        ("region=north) OR (true", "region=north) OR (true"),
+        ("true", "true"),
+    ],
+)
+def test_conditions_may_be_short(written: str, sql: str) -> None:
+    assert as_sql(written) == sql
 
 
 def test_looking_back_reads_each_minute_once_and_not_all_at_once(lake: Lake, monkeypatch: pytest.MonkeyPatch) -> None:

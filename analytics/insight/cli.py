@@ -32,6 +32,12 @@ _format = click.option(
 )
 
 
+def _as_sql(_context: click.Context, _parameter: click.Parameter, condition: str) -> str:
+    from analytics.insight.conditions import as_sql
+
+    return as_sql(condition)
+
+
 @dataclass(frozen=True)
 class _Asked:
     """An open lake and the window that is asked of."""
@@ -62,7 +68,7 @@ def insights(
     from analytics.insight.forms import written
     from analytics.insight.looking_back import NoHistoryError, look_back
 
-    with _asked(data, config_file, window, until, cache_files=False, judged=not anew) as asked:
+    with _asked(data, config_file, window, until, of_rollups=True, cache_files=False, judged=not anew) as asked:
         try:
             answer = look_back(asked.lake, asked.window, asked.config.insight, region, tenant, anew=anew)
         except NoHistoryError as error:
@@ -84,12 +90,14 @@ def insights(
 
 @contextmanager
 def _asked(
-    data: str | None, config_file: str | None, window: str, until: str | None, *, cache_files: bool = True,
-    judged: bool = False,
+    data: str | None, config_file: str | None, window: str, until: str | None, *, of_rollups: bool = False,
+    cache_files: bool = True, judged: bool = False,
 ) -> Iterator[_Asked]:  # fmt: skip
-    """`judged`: up to the newest minute that is judged, where that is not long before the newest of all.
+    """`of_rollups`: the answer is of rollups, else of spans. `judged`: up to the newest minute that is judged, where
+    that is not long before the newest of all.
 
-    Raises UsageError for a window or time that is none, OperatorError where there is no lake.
+    Raises UsageError for a window or time that is none, ClickException where there is nothing to answer of,
+    OperatorError where there is no lake.
     """
     from analytics.window import Window
     from collector.lake.lake import Lake
@@ -97,8 +105,10 @@ def _asked(
     from collector.settings import load
 
     config = load(config_file, {"storage": {"data": data}})
+    asked_until = None if until is None else _time(until)
     with Lake(locate(config.storage), read_only=True, cache_files=cache_files) as lake:
-        end = _end(lake, until)
+        newest = _newest(lake, of_rollups=of_rollups)
+        end = asked_until or _newest_end(*newest)
         if judged and until is None:
             end = _judged_end(lake, end)
         try:
@@ -108,36 +118,47 @@ def _asked(
         yield _Asked(lake, config, parsed)
 
 
-def _end(lake: Lake, until: str | None) -> datetime:
-    """The time asked for; else the end of the newest minute that is in the tables as a whole, or of the newest data
-    where that is older than a few minutes.
-    """
-    from datetime import UTC, timedelta
+def _time(until: str) -> datetime:
+    from datetime import UTC
+
+    try:
+        time = datetime.fromisoformat(until)
+    except ValueError as error:
+        raise click.UsageError(f"--until {until!r}: expected an ISO 8601 time such as 2026-03-01T12:00Z") from error
+    return (time.replace(tzinfo=UTC) if time.tzinfo is None else time.astimezone(UTC)).replace(second=0, microsecond=0)
+
+
+def _newest(lake: Lake, *, of_rollups: bool) -> tuple[datetime, datetime]:
+    """The end of the newest minute that has data, and of the newest one that is in the tables as a whole."""
+    from datetime import UTC
 
     from analytics.insight.job import complete
-    from analytics.insight.loading import newest
+    from analytics.insight.loading import newest, newest_span
     from analytics.jobs import seen_until
 
-    if until is not None:
-        try:
-            time = datetime.fromisoformat(until)
-        except ValueError as error:
-            raise click.UsageError(f"--until {until!r}: expected an ISO 8601 time such as 2026-03-01T12:00Z") from error
-        return (time.replace(tzinfo=UTC) if time.tzinfo is None else time.astimezone(UTC)).replace(
-            second=0, microsecond=0
-        )
     now = datetime.now(UTC)
     with lake.read() as reader:
-        last = newest(reader)
-        end = complete(now, seen_until(reader, now) if last else now)
+        rolled_up = newest(reader)
+        last = rolled_up if of_rollups else rolled_up or newest_span(reader)
+        whole = complete(now, seen_until(reader, now) if rolled_up else now)
     if last is None:
         raise click.ClickException(
-            "there are no rollups in the lake yet; expected spans, rolled up by `spanlake analyze`"
+            "there are no rollups in the lake yet; expected spans, and `spanlake analyze` running, or run once with "
+            "--once, to roll them up"
+            if of_rollups
+            else "there are no spans in the lake yet; send or import some"
         )
-    if now - last > timedelta(minutes=5):
-        click.echo(f"the newest data is of {last:%Y-%m-%d %H:%M} UTC: looking at the time up to then", err=True)
-        return last
-    return end
+    return last, whole
+
+
+def _newest_end(last: datetime, whole: datetime) -> datetime:
+    """The end of the newest minute that is whole, or of the newest data where that is older than a few minutes."""
+    from datetime import UTC, timedelta
+
+    if datetime.now(UTC) - last <= timedelta(minutes=5):
+        return whole
+    click.echo(f"the newest data is of {last:%Y-%m-%d %H:%M} UTC: looking at the time up to then", err=True)
+    return last
 
 
 def _judged_end(lake: Lake, end: datetime) -> datetime:
@@ -153,7 +174,10 @@ def _judged_end(lake: Lake, end: datetime) -> datetime:
 
 
 @click.command()
-@click.option("--where", required=True, help="SQL condition on columns of spans, such as \"status = 'error'\".")
+@click.option(
+    "--where", callback=_as_sql, required=True,
+    help="SQL condition on columns of spans, such as \"duration_ns > 50e6\"; short: status=error.",
+)  # fmt: skip
 @_window
 @_until
 @_format
@@ -179,8 +203,11 @@ def explain(
 
 
 @click.command()
-@click.option("--a", "first", required=True, help="One selection, an SQL condition: \"region = 'us-east-1'\".")
-@click.option("--b", "second", required=True, help="The other one.")
+@click.option(
+    "--a", "first", callback=_as_sql, required=True,
+    help="One selection: region=us-east-1, or an SQL condition on columns of spans.",
+)  # fmt: skip
+@click.option("--b", "second", callback=_as_sql, required=True, help="The other one.")
 @_window
 @_until
 @_format
@@ -209,7 +236,10 @@ def compare(
 
 
 @click.command("critical-path")
-@click.option("--where", default="true", show_default=True, help="SQL condition on columns of spans.")
+@click.option(
+    "--where", callback=_as_sql, default="true", show_default=True,
+    help="SQL condition on columns of spans; short: tenant=acme.",
+)  # fmt: skip
 @_window
 @_until
 @_format
@@ -261,7 +291,7 @@ def baselines(
     from analytics.insight.seasons import compared
 
     limits = {name: [value] for name, value in (("region", region), ("tenant", tenant)) if value is not None}
-    with _asked(data, config_file, window, until) as asked, asked.lake.read() as reader:
+    with _asked(data, config_file, window, until, of_rollups=True) as asked, asked.lake.read() as reader:
         try:
             found = compared(
                 reader, asked.window, by.split(","), values=limits, volume_min=asked.config.insight.volume_min

@@ -83,6 +83,12 @@ def newest(reader: Reader) -> datetime | None:
     return None if last is None else last.replace(tzinfo=UTC) + timedelta(minutes=1)
 
 
+def newest_span(reader: Reader) -> datetime | None:
+    """The end of the minute in which the newest span starts (aware), None where there is none."""
+    (last,) = reader.row("SELECT date_trunc('minute', max(start_time))::TIMESTAMP FROM spans")
+    return None if last is None else last.replace(tzinfo=UTC) + timedelta(minutes=1)
+
+
 @dataclass(frozen=True)
 class Source:
     """Some minutes (naive UTC) of a lake of which the tables `present` hold rows."""
