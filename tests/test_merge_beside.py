@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import sys
+import threading
 import time
 from pathlib import Path
 from subprocess import run
-from typing import Any
+from typing import Any, NoReturn
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -310,3 +311,19 @@ def test_much_and_what_ducklake_merges_is_left_to_a_process(
     maintenance._merge(due)
     assert started == [True]
     assert maintenance.merges == 0
+
+
+def test_merges_that_fail_do_not_keep_the_lake_from_being_cleaned(lake: Lake, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> NoReturn:
+        raise OSError("a file is torn")
+
+    cleaned = threading.Event()
+    monkeypatch.setattr(maintain, "due", fail)
+    monkeypatch.setattr(maintain, "clean", lambda _: cleaned.set())
+    maintenance = Maintenance(lake, StorageConfig(), 0.001, Tracing())
+    maintenance.start()
+    try:
+        assert cleaned.wait(30)
+    finally:
+        maintenance.stop()
+    assert maintenance.consecutive_failures
