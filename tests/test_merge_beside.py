@@ -289,14 +289,14 @@ def test_few_small_files_wait_for_the_next_look_once(lake: Lake, monkeypatch: py
 
 
 def test_little_is_merged_without_a_process(lake: Lake, monkeypatch: pytest.MonkeyPatch) -> None:
-    for seed in range(2 * maintain.TIER_FILES):
+    for seed in range(maintain.TIER_FILES):
         store(lake, seed)
     with lake.read() as reader:
         before = everything(reader)
     maintenance = Maintenance(lake, StorageConfig(), 30.0, Tracing())
     monkeypatch.setattr(maintenance, "_do_in_process", lambda: pytest.fail("a process is started"))
     maintenance._merge(maintain.due(lake, "spans"))
-    assert (maintenance.merges, maintenance.merged_files) == (1, 2 * maintain.TIER_FILES)
+    assert (maintenance.merges, maintenance.merged_files) == (1, maintain.TIER_FILES)
     assert maintain.due(lake, "spans").files == 0
     with lake.read() as reader:
         same(before, everything(reader))
