@@ -10,6 +10,8 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
+from functools import partial
 
 from collector.child import bound_to_this_process
 from collector.config import RetentionConfig, SamplingConfig, StorageConfig
@@ -92,21 +94,28 @@ class Maintenance:
     def _work(self) -> None:
         rounds = 0
         while not self._stopping.wait(self._interval_seconds):
-            try:
-                is_cleaning = rounds % _CLEAN_EVERY_ROUNDS == 0
-                due = self._due()
-                if is_cleaning and self._has_too_old():
-                    self._do_in_process()
-                elif due.files:
-                    self._merge(due)
-                if is_cleaning:
-                    maintain.clean(self._lake)
-            except Exception:
-                self.consecutive_failures += 1
-                log.exception("maintenance failed; it is tried again")
-            else:
-                self.consecutive_failures = 0
+            is_cleaning = rounds % _CLEAN_EVERY_ROUNDS == 0
+            is_well = self._is_done(partial(self._merge_or_remove, looks_for_old=is_cleaning))
+            if is_cleaning:
+                is_well &= self._is_done(partial(maintain.clean, self._lake))
+            self.consecutive_failures = 0 if is_well else self.consecutive_failures + 1
             rounds += 1
+
+    def _is_done(self, work: Callable[[], object]) -> bool:
+        """Work, and whether that went well; what fails keeps nothing else from being done."""
+        try:
+            work()
+        except Exception:
+            log.exception("maintenance failed; it is tried again")
+            return False
+        return True
+
+    def _merge_or_remove(self, *, looks_for_old: bool) -> None:
+        due = self._due()
+        if looks_for_old and self._has_too_old():
+            self._do_in_process()
+        elif due.files:
+            self._merge(due)
 
     def _due(self) -> maintain.Due:
         """What is to be merged now; what is little waits for the next round, once."""

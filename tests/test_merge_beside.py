@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import sys
+import threading
 import time
 from pathlib import Path
 from subprocess import run
-from typing import Any
+from typing import Any, NoReturn
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -288,14 +289,14 @@ def test_few_small_files_wait_for_the_next_look_once(lake: Lake, monkeypatch: py
 
 
 def test_little_is_merged_without_a_process(lake: Lake, monkeypatch: pytest.MonkeyPatch) -> None:
-    for seed in range(2 * maintain.TIER_FILES):
+    for seed in range(maintain.TIER_FILES):
         store(lake, seed)
     with lake.read() as reader:
         before = everything(reader)
     maintenance = Maintenance(lake, StorageConfig(), 30.0, Tracing())
     monkeypatch.setattr(maintenance, "_do_in_process", lambda: pytest.fail("a process is started"))
     maintenance._merge(maintain.due(lake, "spans"))
-    assert (maintenance.merges, maintenance.merged_files) == (1, 2 * maintain.TIER_FILES)
+    assert (maintenance.merges, maintenance.merged_files) == (1, maintain.TIER_FILES)
     assert maintain.due(lake, "spans").files == 0
     with lake.read() as reader:
         same(before, everything(reader))
@@ -310,3 +311,19 @@ def test_much_and_what_ducklake_merges_is_left_to_a_process(
     maintenance._merge(due)
     assert started == [True]
     assert maintenance.merges == 0
+
+
+def test_merges_that_fail_do_not_keep_the_lake_from_being_cleaned(lake: Lake, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> NoReturn:
+        raise OSError("a file is torn")
+
+    cleaned = threading.Event()
+    monkeypatch.setattr(maintain, "due", fail)
+    monkeypatch.setattr(maintain, "clean", lambda _: cleaned.set())
+    maintenance = Maintenance(lake, StorageConfig(), 0.001, Tracing())
+    maintenance.start()
+    try:
+        assert cleaned.wait(30)
+    finally:
+        maintenance.stop()
+    assert maintenance.consecutive_failures

@@ -26,6 +26,7 @@ from sample_data.emit_files import framed, requests
 
 SPANLAKE = Path(sys.executable).with_name("spanlake")
 HOUR = 3600.0
+META = "__ducklake_metadata_lake"
 FILES = st.lists(
     st.builds(
         DataFile,
@@ -153,6 +154,30 @@ def test_tables_of_jobs_go_by_ages_of_their_own(
             transaction.add_files(table, [segment])
     assert [removal.file.table for removal in retention.apply(lake, config)] == [table]
     assert count(lake, table) == 1
+
+
+@pytest.mark.parametrize(("newest_days", "left"), [(401, 0), (5, 2)])
+def test_findings_that_an_older_release_kept_in_the_catalog_go_together(
+    lake: Lake, newest_days: int, left: int
+) -> None:
+    with lake.write() as transaction:
+        transaction.execute("CREATE TABLE findings (minute TIMESTAMP NOT NULL, sentence VARCHAR)")
+    with lake.write() as transaction:
+        transaction.execute("CALL lake.set_option('data_inlining_row_limit', 100, table_name => 'findings')")
+    for days in (410, newest_days):
+        with lake.write() as transaction:
+            transaction.execute("INSERT INTO findings VALUES (now()::TIMESTAMP - to_days(?::INTEGER), 'slow')", [days])
+    removed = retention.apply(lake, RetentionConfig())
+    assert [(removal.file.table, removal.file.rows) for removal in removed] == [("findings", 2)] * (not left)
+    assert count(lake, "findings") == left
+    assert retention.apply(lake, RetentionConfig()) == []
+    maintain.clean(lake, time.time() + maintain.SNAPSHOTS_KEPT_SECONDS + 60)
+    with lake.read() as reader:
+        (table,) = reader.row(
+            f"SELECT i.table_name FROM {META}.ducklake_inlined_data_tables i "
+            f"JOIN {META}.ducklake_table t USING (table_id) WHERE t.table_name = 'findings'"
+        )
+        assert reader.row(f"SELECT count(*) FROM {META}.{table}") == (left,)
 
 
 def test_the_oldest_go_until_the_rest_fits(lake: Lake) -> None:

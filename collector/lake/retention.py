@@ -52,6 +52,12 @@ LEFT JOIN {_METADATA}.ducklake_file_column_stats s
 WHERE f.end_snapshot IS NULL
 ORDER BY f.data_file_id
 """
+_INLINED_SQL = f"""
+SELECT t.table_name, i.table_name
+FROM {_METADATA}.ducklake_inlined_data_tables i
+JOIN {_METADATA}.ducklake_table t ON t.table_id = i.table_id AND t.end_snapshot IS NULL
+WHERE list_contains(?, t.table_name)
+"""
 _READ_UPTO_SQL = """
 WITH jobs AS (
     SELECT job, max(position) AS position, max(committed_at) AS committed_at
@@ -95,8 +101,11 @@ def read_upto(reader: Reader) -> int | None:
 
 
 def live_files(reader: Reader, folder: Path) -> list[DataFile]:
-    """The data files of all tables that the reader sees, oldest first; `folder` is that of all data files."""
-    return [
+    """The data files of all tables that the reader sees, oldest first; `folder` is that of all data files.
+
+    Rows of a table in AGES that the catalog itself has, of older releases, are a file of no bytes.
+    """
+    return _inlined(reader) + [
         DataFile(
             table=table,
             path=str(folder / "main" / table / path) if is_relative else path,
@@ -107,6 +116,18 @@ def live_files(reader: Reader, folder: Path) -> list[DataFile]:
         )
         for table, path, is_relative, size, rows, last, newest in reader.rows(_FILES_SQL)
     ]
+
+
+def _inlined(reader: Reader) -> list[DataFile]:
+    found = []
+    for table, path in reader.rows(_INLINED_SQL, [list(AGES)]):
+        rows, last, newest_ns = reader.row(
+            f"SELECT count(*), max(begin_snapshot), epoch_ns(max({AGES[table]})::TIMESTAMP) "
+            f'FROM {_METADATA}."{path}" WHERE end_snapshot IS NULL'
+        )
+        if rows:
+            found.append(DataFile(table, path, 0, int(rows), int(last), int(newest_ns)))
+    return found
 
 
 def plan(files: Sequence[DataFile], config: RetentionConfig, now_ns: int, read_upto: int | None) -> list[Removal]:
