@@ -16,8 +16,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from benchmarks.rollup import spans
-from collector.config import RetentionConfig, StorageConfig
-from collector.lake import maintain, retention
+from collector.config import RetentionConfig, SamplingConfig, StorageConfig
+from collector.lake import maintain, merging, retention
 from collector.lake.lake import Lake
 from collector.lake.location import locate
 from collector.lake.retention import DAY_NS, DataFile
@@ -104,6 +104,21 @@ def test_what_goes_is_old_or_too_much_and_was_read(
     if by_size:
         assert size + by_size[-1].size_bytes > config.total_bytes, "the last one had to go too"
         assert all((f.newest_ns or 0) >= max(g.newest_ns or 0 for g in by_size) for f in free)
+
+
+def test_a_file_that_cannot_be_merged_keeps_no_old_one(lake: Lake) -> None:
+    old, torn = store(lake, 9), store(lake, 0, count=30)
+    for more in range(1, 12):
+        store(lake, 0, count=30 + more)
+    torn.write_bytes(torn.read_bytes()[:-40])
+    kept, memory_bytes_max = RetentionConfig(spans_days=3), merging.MEMORY_BYTES_MAX[0]
+    assert maintain.due(lake, "spans").files
+    with pytest.raises(OSError, match=torn.name):
+        merging.work(lake.location, kept, SamplingConfig(), memory_bytes_max, threading.Event())
+    with lake.read() as reader:
+        live = [Path(file.path).name for file in retention.live_files(reader, lake.location.files)]
+    assert old.name not in live
+    assert torn.name in live
 
 
 def test_old_files_go_whole_and_young_ones_stay(lake: Lake) -> None:

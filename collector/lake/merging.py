@@ -70,15 +70,26 @@ def work(
     memory_bytes_max: int,
     stopping: threading.Event,
 ) -> None:
-    """Do and tell all that is due. Raises duckdb.Error, OSError and OperatorError."""
+    """Do and tell all that is due; merges that fail keep nothing from being sampled and removed.
+
+    Raises duckdb.Error, OSError and OperatorError.
+    """
+    fault: OSError | duckdb.Error | None = None
     with open_for_upkeep(location, memory_bytes_max) as lake:
-        merge_all(lake, stopping)
+        try:
+            merge_all(lake, stopping)
+        except duckdb.OutOfMemoryException:
+            raise
+        except (OSError, duckdb.Error) as error:
+            fault = error
         done = sampling.apply(lake, sampled, stopped=stopping.is_set)
         removed = retention.apply(lake, kept, stopped=stopping.is_set)
     if done.steps:
         print(json.dumps({"sampled_spans": done.spans, "kept_spans": done.kept_spans}), flush=True)
     if removed:
         print(json.dumps({"removed_files": len(removed)}), flush=True)
+    if fault is not None:
+        raise fault
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from itertools import chain, pairwise
 from pathlib import Path
 
@@ -71,10 +71,24 @@ def table_schema(path: Path) -> pa.Schema:
 def _sources(files: Sequence[File], folder: Path, schema: pa.Schema) -> tuple[list[Path], pa.Schema]:
     """The paths of files, and the schema of the file that they make: `schema`, and the internal columns it needs."""
     paths = [folder / file.path if file.is_relative else Path(file.path) for file in files]
-    with_row_ids = not _follow(files) or any(ROW_ID in pq.read_schema(path).names for path in paths)
+    with_row_ids = not _follow(files) or any(ROW_ID in _names(path) for path in paths)
     for name in [SNAPSHOT_ID, ROW_ID] if with_row_ids else [SNAPSHOT_ID]:
         schema = schema.append(field(name, pa.int64(), True, _INTERNAL_FIELD_IDS[name]))
     return paths, schema
+
+
+def _names(path: Path) -> list[str]:
+    with _reading(path):
+        return list(pq.read_schema(path).names)
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """Raises OSError, with the path, where the file is not whole: pyarrow tells that as ValueError."""
+    try:
+        yield
+    except pa.ArrowException as error:
+        raise OSError(f"the data file {str(path)!r} cannot be read: {error}") from error
 
 
 def _sorted_anew(
@@ -168,13 +182,14 @@ def _blocks(groups: Iterator[tuple[pa.Table, int]], block_bytes: int) -> Iterato
 def _row_groups(file: File, path: Path, schema: pa.Schema) -> Iterator[tuple[pa.Table, int]]:
     """The row groups of a file in `schema`, with their bytes before compression."""
     labels = [label for column in schema for label in _label_paths(column)]
-    with pq.ParquetFile(path) as plain:
+    with _reading(path), pq.ParquetFile(path) as plain:
         metadata = plain.metadata
     encoded = _dictionary_columns(metadata)
     row = file.row_id_start or 0
     with pq.ParquetFile(path, read_dictionary=[name for name in labels if name in encoded]) as source:
         for number in range(metadata.num_row_groups):
-            table = source.read_row_group(number, use_threads=False)
+            with _reading(path):
+                table = source.read_row_group(number, use_threads=False)
             internal = _internal(file, row, table.num_rows)
             row += table.num_rows
             for name in set(schema.names) - set(table.column_names):
