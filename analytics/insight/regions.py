@@ -91,9 +91,10 @@ def _is_regional(finding: Finding) -> bool:
 
 
 def _phrase(finding: Finding, found: Against, p: float, family: int) -> str:
+    probability = f"p {p:.2g}" if p else "p below 1e-300"
     return (
         f"other regions: {found.odds:.2g} times their odds of {EVENTS[finding.kind]} ({found.low:.2g} to "
-        f"{found.high:.2g}) at the same tenant and operation, p {p:.2g} corrected over {family}"
+        f"{found.high:.2g}) at the same tenant and operation, {probability} corrected over {family}"
     )
 
 
