@@ -124,9 +124,8 @@ def _keep_traces(lake: Lake, config: Config, stop: threading.Event) -> None:
 
 
 def _keep_findings(lake: Lake, config: Config, stop: threading.Event) -> None:
-    # The statistics take a second to load, which nobody waits for here.
-    from analytics.insight.alerts import Alerts  # noqa: PLC0415 - as said above
-    from analytics.insight.job import InsightJob  # noqa: PLC0415 - as said above
+    from analytics.insight.alerts import Alerts  # noqa: PLC0415 - loads statistics, a second that nobody waits for here
+    from analytics.insight.job import InsightJob  # noqa: PLC0415 - the same
 
     try:
         insight = InsightJob(lake, config.insight, Alerts(config.alerts).tell)

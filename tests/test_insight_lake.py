@@ -18,7 +18,6 @@ from click.testing import CliRunner
 
 from analytics import jobs
 from analytics.insight import loading, looking_back
-from analytics.insight.conditions import as_sql
 from analytics.insight.engine import findings
 from analytics.insight.evidence import Evidence, of_spans
 from analytics.insight.explaining import explain
@@ -342,28 +341,6 @@ def test_spans_that_are_not_rolled_up_are_asked_alone(tmp_path: Path) -> None:
             result = run(config, *of_spans_alone)
             assert result.exit_code == 0, result.output
             assert "the newest data is of 2026-03-01 12:02 UTC" in result.stderr
-
-
-@pytest.mark.parametrize(
-    ("written", "sql"),
-    [
-        ("region=us-east-1", "region = 'us-east-1'"),
-        (
-            "Region = us-east-1, tenant=acme AND http_status=503",
-            "region = 'us-east-1' AND tenant = 'acme' AND http_status = 503",
-        ),
-        ("cache_hit=false", "cache_hit = false"),
-        ("start_time=2026-03-01T12:00Z", "start_time = '2026-03-01T12:00Z'"),
-        ("region = 'us-east-1'", "region = 'us-east-1'"),
-        ("name=operation", "name=operation"),
-        ("regio=north", "regio=north"),
-        ("duration_ns > 50e6 AND region=north", "duration_ns > 50e6 AND region=north"),
-        ("region=north) OR (true", "region=north) OR (true"),
-        ("true", "true"),
-    ],
-)
-def test_conditions_may_be_short(written: str, sql: str) -> None:
-    assert as_sql(written) == sql
 
 
 def test_looking_back_reads_each_minute_once_and_not_all_at_once(lake: Lake, monkeypatch: pytest.MonkeyPatch) -> None:

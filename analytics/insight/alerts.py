@@ -117,8 +117,7 @@ def _silence(text: str) -> dict[str, str]:
     if unknown or not all(parts.values()) or not is_aware:
         raise OperatorError(
             f"alerts.silences has {text!r}: expected NAME=VALUE, with commas between, of {', '.join(_SILENCE_KEYS)} "
-            "and "
-            "until (ISO 8601 with an offset), such as kind=burst,tenant=acme,until=2026-03-01T12:00Z"
+            "and until (ISO 8601 with an offset), such as kind=burst,tenant=acme,until=2026-03-01T12:00Z"
         )
     return parts
 

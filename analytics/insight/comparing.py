@@ -76,8 +76,7 @@ def compare(sandbox: Sandbox, window: Window, first: str, second: str) -> Compar
         if cells.filter(pl.col("side") == side).is_empty():
             raise OperatorError(
                 f"--{side} {where!r} selects no span of {window.start:%Y-%m-%d %H:%M} to {window.end:%Y-%m-%d %H:%M} "
-                "UTC; "
-                "expected some, to compare"
+                "UTC; expected some, to compare"
             )
     threshold = _threshold(cells)
     strata = cells.group_by(*_STRATUM, "side").agg(

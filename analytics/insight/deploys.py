@@ -186,10 +186,11 @@ def _usual(scene: Scene, what: str, is_old: Bools, first: int) -> tuple[Floats, 
     panel, measure = scene.panel("version"), scene.measure("version", what)
     keys, strata = panel.groups(STRATA["version"])
     before = slice(max(0, first - 60), first)
-    return tuple(  # type: ignore[return-value]  # two of them
-        np.bincount(strata[is_old], weights=array[is_old][:, before].sum(1), minlength=keys.height)
+    events, trials = (
+        np.bincount(strata[is_old], array[is_old][:, before].sum(1), keys.height).astype(float, copy=False)
         for array in (measure.observed, measure.trials)
     )
+    return events, trials
 
 
 def _standardised_ratio(events: Floats, trials: Floats) -> float:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from datetime import datetime, timedelta
+from typing import Any
 
 import polars as pl
 
@@ -75,7 +76,8 @@ class Evidence:
         """All of several stretches of time that do not share spans."""
         if not parts:
             return cls.empty()
-        return cls(**{name: _concat([getattr(part, name) for part in parts]) for name in _FIELDS})  # type: ignore[arg-type]  # each field has its own type
+        joined: dict[str, Any] = {name: _concat([getattr(part, name) for part in parts]) for name in _FIELDS}
+        return cls(**joined)
 
     def with_traced(self, later: Sequence[Evidence]) -> Evidence:
         """With what the tables of traces tell of later stretches of time."""
@@ -93,8 +95,8 @@ class Evidence:
     def between(self, start: datetime | None, end: datetime | None) -> Evidence:
         """What the minutes from `start` up to `end` (aware) tell; of hours, what is before `end`."""
         bounds = tuple(time.replace(tzinfo=None) if time else None for time in (start, end))
-        parts = {name: _part(getattr(self, name), *bounds) for name in _FIELDS if name != "hourly"}
-        return Evidence(**parts, hourly=_between(self.hourly, None, bounds[1]))  # type: ignore[arg-type]  # each field has its own type
+        parts: dict[str, Any] = {name: _part(getattr(self, name), *bounds) for name in _FIELDS if name != "hourly"}
+        return Evidence(**parts, hourly=_between(self.hourly, None, bounds[1]))
 
     @property
     def first_minute(self) -> datetime | None:

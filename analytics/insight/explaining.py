@@ -57,8 +57,7 @@ def explain(sandbox: Sandbox, window: Window, where: str, rows_max: int = 20) ->
         everything = True in sides
         raise OperatorError(
             f"--where {where!r} selects {'every span' if everything else 'no span'} of {window.start:%Y-%m-%d %H:%M} "
-            "to "
-            f"{window.end:%Y-%m-%d %H:%M} UTC; expected a part of them, to compare with the others"
+            f"to {window.end:%Y-%m-%d %H:%M} UTC; expected a part of them, to compare with the others"
         )
     one_in = 1 + sum(int(side["spans"]) for side in sides.values()) // ATTRIBUTE_SPANS_MAX
     attributes, sampled = _attributes(sandbox, window, where, one_in)

@@ -19,7 +19,7 @@ from scipy import stats
 from statsmodels.stats.multitest import multipletests
 
 from analytics.insight import telling
-from analytics.insight.finding import Finding, Place
+from analytics.insight.finding import Finding, Kind, Place
 from analytics.insight.locating import locate
 from analytics.insight.measures import Bools, Floats, Measure, Rated, summed
 from analytics.insight.panel import Panel
@@ -138,7 +138,8 @@ def _host(scene: Scene, groups: Groups, index: int, what: str, measure: Rated, w
         "scan of the last minutes against the host's own baseline and its peers", float(scan.p[index]),
         float(groups.p_corrected[index]), float(scan.trials[index]), telling.unknown_share(panel, which, since),
     )  # fmt: skip
-    kind, weight = "instance", 5.0
+    kind: Kind = "instance"
+    weight = 5.0
     sentence = (
         f"{service} on host {host} in {region} differs from its peers {begin}: {figure}; {hurt.words()} are hurt."
     )
@@ -149,14 +150,14 @@ def _host(scene: Scene, groups: Groups, index: int, what: str, measure: Rated, w
             float(scan.trials[index]), telling.unknown_share(panel, which, since),
         )  # fmt: skip
         sentence = (
-            f"The load of tenant {culprit.tenant} on host {host} ({service} in {region}) is {culprit.load_ratio:.1f} "
-            "times "
-            f"the usual and correlates ({culprit.correlation:.2f}) with slower spans of the others there {begin}: "
+            f"The load of tenant {culprit.tenant} on host {host} ({service} in {region}) is "
+            f"{culprit.load_ratio:.1f} times the usual and correlates ({culprit.correlation:.2f}) with slower spans of "
+            f"the others there {begin}: "
             f"{figure}; {hurt.words()} are hurt."
         )
     excess = float((groups.measure.observed - groups.measure.expected)[index, since:].sum())
     return Finding(
-        kind, place, telling.severity(effect.ratio, hurt.share),  # type: ignore[arg-type]  # `kind` is one of KINDS
+        kind, place, telling.severity(effect.ratio, hurt.share),
         telling.score(weight, effect.ratio, excess, hurt.share), telling.aware(scene, since), scene.until, effect,
         confidence, sentence, hurt.tenants, (f"tenant={culprit.tenant}",) if culprit else (f"host={host}",),
         exemplars=telling.exemplars(scene, Place(region, service), since, errors=what == "errors"),

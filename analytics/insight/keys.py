@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import polars as pl
 from scipy import stats
 
@@ -60,8 +62,8 @@ def find(scene: Scene) -> list[Finding]:
     return [found for row in now.iter_rows(named=True) if (found := _told(scene, known, row, now.height)) is not None]
 
 
-def _told(scene: Scene, known: pl.DataFrame, row: dict[str, object], tests: int) -> Finding | None:
-    count, total, usual, share = (float(row[name]) for name in ("count", "total", "usual", "share"))  # type: ignore[arg-type]  # numbers, in these columns
+def _told(scene: Scene, known: pl.DataFrame, row: dict[str, Any], tests: int) -> Finding | None:
+    count, total, usual, share = (float(row[name]) for name in ("count", "total", "usual", "share"))
     p = float(stats.binomtest(int(count), int(total), min(usual, 1.0), alternative="greater").pvalue)
     corrected = min(1.0, p * tests)
     if corrected > scene.config.false_discovery_rate:
@@ -80,8 +82,7 @@ def _told(scene: Scene, known: pl.DataFrame, row: dict[str, object], tests: int)
     place = Place(region, str(row["service_name"]), host=_one(row["host"]), destination=destination)
     sentence = (
         f"One key ({key}) draws {telling.percent(share)} of the lookups of tenant {tenant} in {destination} in "
-        f"{region} "
-        f"since {scene.span.time(since):%H:%M}; the hottest key usually draws {telling.percent(usual)}."
+        f"{region} since {scene.span.time(since):%H:%M}; the hottest key usually draws {telling.percent(usual)}."
     )
     return Finding(
         "hot_key", place, "warning", telling.score(5.0, effect.ratio, count), telling.aware(scene, since), scene.until,

@@ -210,7 +210,7 @@ def failing_service(panel: Panel, measure: Measure | Rated, which: Bools, since:
     own = frame.group_by("service_name", maintain_order=True).agg(
         served=pl.col("excess").filter(~calls).sum(), called=pl.col("excess").filter(calls).sum()
     ).with_columns(own=pl.col("served") - pl.col("called"))  # fmt: skip
-    total = float(own["served"].clip(lower_bound=0).max() or 0.0)  # type: ignore[arg-type]  # of a float column
+    total = float(own["served"].to_numpy().max(initial=0.0))
     found = own.filter(pl.col("own") > 0.5 * total).sort("own", descending=True)
     return str(found["service_name"][0]) if found.height and total > 0 else None
 

@@ -142,12 +142,12 @@ def _key_value(target: Any, source: Object, depth: int) -> None:
 
 def _any_value(target: Any, source: object, depth: int) -> None:
     target.SetInParent()
-    chosen = [name for name, value in _object(source).items() if name in _MEMBERS and value is not None]
+    chosen = [(name, value) for name, value in _object(source).items() if name in _MEMBERS and value is not None]
     if len(chosen) > 1:
-        raise _Wrong(f"{' and '.join(chosen)} are both set, expected one of them")
-    for name in chosen:
+        raise _Wrong(f"{' and '.join(name for name, _ in chosen)} are both set, expected one of them")
+    for name, value in chosen:
         try:
-            _MEMBERS[name](target, source[name], depth)  # type: ignore[index]  # `_object` says it is one
+            _MEMBERS[name](target, value, depth)
         except _Wrong as error:
             error.path.append(name)
             raise
@@ -259,9 +259,9 @@ def _base64(value: object) -> bytes:
 
 def _integer(low: int, high: int) -> Callable[[object], int]:
     def convert(value: object) -> int:
-        written = isinstance(value, str) and _INTEGER.fullmatch(value)
-        whole = written or (isinstance(value, float) and value.is_integer())
-        number = int(value) if whole else value  # type: ignore[call-overload]  # `whole`: a text or a float
+        number = value
+        if (isinstance(value, str) and _INTEGER.fullmatch(value)) or (isinstance(value, float) and value.is_integer()):
+            number = int(value)
         if isinstance(number, int) and not isinstance(number, bool) and low <= number <= high:
             return number
         raise _Wrong(f"{_shown(value)}, expected an integer from {low} to {high}")
